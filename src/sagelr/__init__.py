@@ -1,5 +1,6 @@
 """The public names, and nothing else."""
 
+from sagelr.optim import Sage, SageAdamax, SageAdamW, SageSGD
 from sagelr.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["Sage", "SageAdamW", "SageAdamax", "SageSGD", "__version__"]

@@ -1,0 +1,103 @@
+"""SageAdamax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sagelr import bases
+from sagelr.engines.plan import Decay
+from sagelr.optim.base import SageOptimizer
+
+
+class SageAdamax(SageOptimizer):
+    """Adamax with a learning rate of its own for every parameter, by SAGE.
+
+    ::
+
+        I = |θ·g|;  Ī ← β0·Ī + (1−β0)·I;  r = (|I − Ī| + ε) / (Ī + ε)     Ī corrected by 1−β0^t
+        θ ← θ − η·r·m̂ / u,  u ← max(β2·u, |g| + eps)
+
+    With `sage=False` a group follows torch.optim.Adamax. The authors' Adamax-SAGE is
+    `bias_correction=False, sage_bias_correction=False, decay="scaled"`.
+
+    Args:
+        params: parameters, named parameters, or groups of either; see `sagelr.param_groups`.
+        lr: η ≥ 0, a float or a one-element tensor.
+        betas: memories of the first moment and of the infinity norm, each in [0, 1).
+        eps: added to |g|, ≥ 0.
+        weight_decay: λ ≥ 0.
+        beta0: memory of the smoothed sensitivity, in (0, 1).
+        sage_eps: ε > 0 of the multiplier, in units of the loss.
+        sage: whether SAGE is on.
+        lr_scale: a constant factor on lr, > 0; see `SageAdamW`.
+        bias_correction: correct the first moment for its start from zero.
+        sage_bias_correction: correct Ī likewise.
+        decay: where weight decay enters: "l2" (torch's Adamax), "scaled" (the authors'), or
+            "decoupled".
+        maximize: ascend instead of descend.
+        foreach: lists of tensors at once; None uses it on accelerators.
+        capturable: safe to capture in a CUDA graph; accelerators alone.
+        differentiable: let autograd go through the step.
+
+    Raises:
+        ValueError, TypeError: an option out of range or of the wrong kind.
+        RuntimeError: in `step`, a sparse gradient.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = SageAdamax(model.parameters(), lr=2e-4, beta0=0.85, decay="scaled")
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+
+    Source: Liang et al., ICLR 2022, arXiv 2202.02664; Kingma and Ba, arXiv 1412.6980.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        beta0: float = 0.75,
+        sage_eps: float = 1e-12,
+        sage: bool = True,
+        lr_scale: float = 1.0,
+        bias_correction: bool = True,
+        sage_bias_correction: bool = True,
+        decay: Decay = "l2",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "beta0": beta0,
+                "sage_eps": sage_eps,
+                "sage": sage,
+                "sage_lr_scale": lr_scale,
+                "bias_correction": bias_correction,
+                "sage_bias_correction": sage_bias_correction,
+                "decay": decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
+                "differentiable": differentiable,
+            },
+        )
+
+    def _base(self, group: Mapping[str, Any]) -> bases.Base:
+        beta1, beta2 = group["betas"]
+        return bases.Adamax(beta1, beta2, group["eps"], group["bias_correction"])

@@ -1,0 +1,111 @@
+"""SageAdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sagelr import bases
+from sagelr.engines.plan import Decay
+from sagelr.optim.base import SageOptimizer
+
+
+class SageAdamW(SageOptimizer):
+    """AdamW with a learning rate of its own for every parameter, by SAGE.
+
+    ::
+
+        I = |θ·g|;  Ī ← β0·Ī + (1−β0)·I;  r = (|I − Ī| + ε) / (Ī + ε)     Ī corrected by 1−β0^t
+        θ ← θ − η·λ·θ − η·r·m̂ / (√v̂ + eps)
+
+    With `sage=False` a group follows torch.optim.AdamW.
+
+    Args:
+        params: parameters, named parameters, or groups of either; `sagelr.param_groups(model)`
+            makes the groups the authors used. Every option below but `params` may stand in a
+            group.
+        lr: η ≥ 0, a float or a one-element tensor. A comparison at AdamW's own lr is not fair to
+            either side: SAGE often wants 2 to 5 times as much, since r is about 0.5 on average.
+        betas: memories of the first and second moment, each in [0, 1).
+        eps: added to the root of the second moment, ≥ 0.
+        weight_decay: λ ≥ 0.
+        beta0: memory of the smoothed sensitivity, in (0, 1); 0.6 to 0.9 by task.
+        sage_eps: ε > 0 of the multiplier, in units of the loss, in numerator and denominator.
+        sage: whether SAGE is on.
+        lr_scale: a constant factor on lr, > 0, so that one line can be changed without touching a
+            schedule. The same as multiplying lr, weight decay's share included. A heuristic: tune
+            it as you would lr. Stands in the groups as `sage_lr_scale`, since schedulers of other
+            libraries use the key `lr_scale` for factors of their own.
+        bias_correction: correct the moments for their start from zero.
+        sage_bias_correction: correct Ī likewise. With it the very first step has r = 0; without
+            it that step has r = β0/(1−β0).
+        decay: where weight decay enters: "decoupled", outside the multiplier; "scaled", under it;
+            "l2", added to the gradient that Adam sees.
+        maximize: ascend instead of descend.
+        foreach: lists of tensors at once; None uses it on accelerators.
+        capturable: safe to capture in a CUDA graph; accelerators alone.
+        differentiable: let autograd go through the step.
+
+    Raises:
+        ValueError, TypeError: an option out of range or of the wrong kind.
+        RuntimeError: in `step`, a sparse gradient.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = SageAdamW(model.parameters(), lr=2e-3)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> bool(optimizer.multiplier(model.weight).max() < 1e-3)  # the first, corrected step
+        True
+        >>> optimizer.step()
+
+    Source: Liang et al., ICLR 2022, arXiv 2202.02664; Loshchilov and Hutter, arXiv 1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        beta0: float = 0.75,
+        sage_eps: float = 1e-12,
+        sage: bool = True,
+        lr_scale: float = 1.0,
+        bias_correction: bool = True,
+        sage_bias_correction: bool = True,
+        decay: Decay = "decoupled",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "beta0": beta0,
+                "sage_eps": sage_eps,
+                "sage": sage,
+                "sage_lr_scale": lr_scale,
+                "bias_correction": bias_correction,
+                "sage_bias_correction": sage_bias_correction,
+                "decay": decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
+                "differentiable": differentiable,
+            },
+        )
+
+    def _base(self, group: Mapping[str, Any]) -> bases.Base:
+        beta1, beta2 = group["betas"]
+        return bases.AdamW(beta1, beta2, group["eps"], group["bias_correction"])

@@ -1,0 +1,173 @@
+"""Checks of options: each error names the value, what is allowed, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sagelr.engines.plan import DECAYS
+
+_Range = tuple[float, float, str, str]
+
+# option: (low, high, allowed in words, remedy). "[" and "(" in the words tell open from closed.
+RANGES: dict[str, _Range] = {
+    "eps": (0.0, math.inf, "[0, ∞)", "torch's default is 1e-8"),
+    "weight_decay": (0.0, math.inf, "[0, ∞)", "0 turns it off"),
+    "beta0": (
+        0.0,
+        1.0,
+        "(0, 1)",
+        "it is the memory of the smoothed sensitivity; 0.6 to 0.9 is usual, 0.75 the default",
+    ),
+    "sage_eps": (
+        0.0,
+        math.inf,
+        "(0, ∞)",
+        "with 0 a parameter that is exactly 0 would divide 0 by 0; the default is 1e-12",
+    ),
+    "sage_lr_scale": (
+        0.0,
+        math.inf,
+        "(0, ∞)",
+        "1 leaves lr as it is; 2 to 5 is what SAGE may want",
+    ),
+    "momentum": (0.0, math.inf, "[0, ∞)", "0 turns it off, 0.9 is usual"),
+    "dampening": (-math.inf, math.inf, "finite", "0 is the default"),
+}
+FLAGS = (
+    "sage",
+    "bias_correction",
+    "sage_bias_correction",
+    "nesterov",
+    "maximize",
+    "capturable",
+    "differentiable",
+)
+
+
+def check_group(name: str, group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Check every option of one parameter group.
+
+    Args:
+        name: of the optimizer, for the message.
+        group: a parameter group with all its options.
+        known: the optimizer's own options, by name.
+
+    Raises:
+        ValueError: a value out of range, or options that exclude each other.
+        TypeError: a value of the wrong kind.
+    """
+    where = f"{name}: "
+    _check_lr(where, group["lr"])
+    if "betas" in known:
+        _check_betas(where, group["betas"])
+    check_numbers(name, group, known)
+    if group["decay"] not in DECAYS:
+        allowed = ", ".join(repr(decay) for decay in DECAYS)
+        raise ValueError(
+            f'{where}decay={group["decay"]!r} is not one of {allowed}. "decoupled" keeps weight '
+            'decay outside the multiplier, "scaled" puts it under the multiplier, "l2" adds it to '
+            "the gradient."
+        )
+    if group.get("nesterov") and (group["momentum"] <= 0 or group["dampening"] != 0):
+        raise ValueError(
+            f"{where}nesterov=True needs momentum > 0 and dampening = 0, got momentum="
+            f"{group['momentum']!r} and dampening={group['dampening']!r}. Set them so, or leave "
+            "nesterov out."
+        )
+    if group["foreach"] not in (None, True, False):
+        raise TypeError(f"{where}foreach={group['foreach']!r} is not None, True or False.")
+    if group["foreach"] and group["differentiable"]:
+        raise ValueError(
+            f"{where}foreach=True cannot keep the autograd graph that differentiable=True asks "
+            "for. Leave foreach out."
+        )
+
+
+def check_numbers(name: str, group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Check the plain numbers and flags among a group's options.
+
+    Raises:
+        ValueError: a value out of range.
+        TypeError: a value of the wrong kind.
+    """
+    where = f"{name}: "
+    for option, allowed in RANGES.items():
+        if option in known:
+            shown = "lr_scale" if option == "sage_lr_scale" else option
+            _check_number(where, shown, group[option], allowed)
+    for option in FLAGS:
+        if option in known and not isinstance(group[option], bool):
+            raise TypeError(f"{where}{option}={group[option]!r} is not a bool. Use True or False.")
+
+
+def labelled(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, str]]:
+    """Each parameter of a group, with what to call it in a message."""
+    names = group.get("param_names")
+    for i, param in enumerate(group["params"]):
+        name = f" {names[i]!r}" if names else ""
+        yield param, f"parameter{name} of shape {tuple(param.shape)}"
+
+
+def check_param(name: str, param: Tensor, label: str) -> None:
+    """Refuse a parameter that cannot be trained with SAGE.
+
+    Raises:
+        TypeError: it is complex, or not of floating point.
+    """
+    if param.is_complex():
+        raise TypeError(
+            f"{name}: {label} is complex ({param.dtype}), for which sensitivity |θ·g| is not "
+            "defined here. Store it as real tensors (torch.view_as_real), or give it to torch's "
+            "optimizer."
+        )
+    if not param.is_floating_point():
+        raise TypeError(f"{name}: {label} has dtype {param.dtype}. Give it floating-point tensors.")
+
+
+def check_grad(name: str, grad: Tensor, label: str) -> None:
+    """Refuse a gradient that the update cannot take, before anything has been changed.
+
+    Raises:
+        RuntimeError: it is sparse.
+    """
+    if grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"{name}: {label} has a sparse gradient ({grad.layout}). A row without a gradient "
+            "would keep a stale smoothed sensitivity. Make the layer with sparse=False, or give "
+            "its parameters to torch.optim.SparseAdam."
+        )
+
+
+def _check_lr(where: str, lr: object) -> None:
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"{where}lr is a tensor of shape {tuple(lr.shape)}. Give one element.")
+        # Its value is not read: on an accelerator that would wait for it.
+        if lr.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        lr = lr.item()
+    _check_number(where, "lr", lr, (0.0, math.inf, "[0, ∞)", "1e-3 is a usual start"))
+
+
+def _check_betas(where: str, betas: object) -> None:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"{where}betas={betas!r} is not a pair. The default is (0.9, 0.999).")
+    for i, beta in enumerate(betas):
+        words = (0.0, 1.0, "[0, 1)", "the default is (0.9, 0.999)")
+        _check_number(where, f"betas[{i}]", beta, words)
+        if i == 0 and isinstance(beta, Tensor):
+            raise TypeError(f"{where}betas as tensors are not supported. Give two floats.")
+
+
+def _check_number(where: str, option: str, value: object, allowed: _Range) -> None:
+    low, high, words, remedy = allowed
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{where}{option}={value!r} is not a number. Allowed: {words}; {remedy}.")
+    above = value > low if words.startswith("(") else value >= low
+    if not (above and value < high and math.isfinite(value)):
+        raise ValueError(f"{where}{option}={value!r} is out of range. Allowed: {words}; {remedy}.")

@@ -1,0 +1,100 @@
+"""SageSGD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from sagelr import bases
+from sagelr.engines.plan import Decay
+from sagelr.optim.base import SageOptimizer
+
+
+class SageSGD(SageOptimizer):
+    """SGD, with momentum if wanted, and a learning rate of its own for every parameter, by SAGE.
+
+    ::
+
+        I = |θ·g|;  Ī ← β0·Ī + (1−β0)·I;  r = (|I − Ī| + ε) / (Ī + ε)     Ī corrected by 1−β0^t
+        b ← μ·b + (1−τ)·g;  θ ← θ − η·r·b
+
+    With `sage=False` a group follows torch.optim.SGD.
+
+    Args:
+        params: parameters, named parameters, or groups of either; see `sagelr.param_groups`.
+        lr: η ≥ 0, a float or a one-element tensor.
+        momentum: μ ≥ 0.
+        dampening: τ, the share of the gradient kept out of the buffer.
+        weight_decay: λ ≥ 0.
+        nesterov: step along g + μ·b; needs momentum and no dampening.
+        beta0: memory of the smoothed sensitivity, in (0, 1).
+        sage_eps: ε > 0 of the multiplier, in units of the loss.
+        sage: whether SAGE is on.
+        lr_scale: a constant factor on lr, > 0; see `SageAdamW`.
+        sage_bias_correction: correct Ī for its start from zero.
+        decay: where weight decay enters: "l2" (torch's SGD), "scaled", or "decoupled".
+        maximize: ascend instead of descend.
+        foreach: lists of tensors at once; None uses it on accelerators.
+        capturable: safe to capture in a CUDA graph; accelerators alone.
+        differentiable: let autograd go through the step.
+
+    Raises:
+        ValueError, TypeError: an option out of range or of the wrong kind.
+        RuntimeError: in `step`, a sparse gradient.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = SageSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+
+    Source: Liang et al., ICLR 2022, arXiv 2202.02664; Sutskever et al., ICML 2013.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        beta0: float = 0.75,
+        sage_eps: float = 1e-12,
+        sage: bool = True,
+        lr_scale: float = 1.0,
+        sage_bias_correction: bool = True,
+        decay: Decay = "l2",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "beta0": beta0,
+                "sage_eps": sage_eps,
+                "sage": sage,
+                "sage_lr_scale": lr_scale,
+                "sage_bias_correction": sage_bias_correction,
+                "decay": decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
+                "differentiable": differentiable,
+            },
+        )
+
+    def _base(self, group: Mapping[str, Any]) -> bases.Base:
+        return bases.SGD(group["momentum"], group["dampening"], group["nesterov"])

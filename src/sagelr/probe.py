@@ -1,0 +1,90 @@
+"""Looking inside a running optimizer: what the rule sees, and what the next step will do.
+
+Between backward and step, θ, g and Ī are all there, and `rule.py` makes the rest of them. Nothing
+is stored for this and nothing computed until it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sagelr import rule
+from sagelr.engines.plan import compute_dtype
+
+
+def sensitivity(optimizer: Optimizer, param: Tensor) -> Tensor:
+    """I = |θ·g| of this step, in the dtype of arithmetic."""
+    group_of(optimizer, param)
+    return _sensitivity(param)
+
+
+def variation(optimizer: Optimizer, param: Tensor) -> Tensor:
+    """U = |I − Ī|, with the Ī that the next step will have after its update."""
+    group = group_of(optimizer, param)
+    if not group["sage"]:
+        raise ValueError(
+            f"variation() of a parameter of shape {tuple(param.shape)} whose group has sage=False: "
+            "no smoothed sensitivity is kept for it. Set sage=True in its group, or ask for "
+            "sensitivity(), which needs no state."
+        )
+    current, _, smoothed = observe(optimizer, group, param)
+    return rule.variation(current, smoothed)
+
+
+def multiplier(optimizer: Optimizer, param: Tensor) -> Tensor:
+    """r, the factor the next step will put on this parameter's lr; 1 where sage=False."""
+    group = group_of(optimizer, param)
+    if not group["sage"]:
+        return torch.ones_like(param, dtype=compute_dtype(param.dtype))
+    current, _, smoothed = observe(optimizer, group, param)
+    return rule.multiplier(rule.variation(current, smoothed), smoothed, group["sage_eps"])
+
+
+def group_of(optimizer: Optimizer, param: Tensor) -> Mapping[str, Any]:
+    """The parameter group that holds this parameter.
+
+    Raises:
+        ValueError: none does.
+    """
+    for group in optimizer.param_groups:
+        if any(param is member for member in group["params"]):
+            return group
+    raise ValueError(
+        f"This optimizer holds no such parameter (shape {tuple(param.shape)}). Give a parameter "
+        "from its param_groups itself, not a copy of one."
+    )
+
+
+@torch.no_grad()
+def _sensitivity(param: Tensor) -> Tensor:
+    if param.grad is None:
+        raise RuntimeError(
+            f"A parameter of shape {tuple(param.shape)} has no gradient. Sensitivity exists "
+            "between backward() and step(): look before zero_grad()."
+        )
+    dtype = compute_dtype(param.dtype)
+    return rule.sensitivity(param.detach().to(dtype), param.grad.to(dtype))
+
+
+@torch.no_grad()
+def observe(
+    optimizer: Optimizer, group: Mapping[str, Any], param: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """I of this step, Ī after its update, and that Ī as the multiplier takes it (corrected)."""
+    current = _sensitivity(param)
+    state = optimizer.state.get(param, {})
+    before = state.get("exp_avg_sensitivity")
+    if before is None:
+        before = torch.zeros_like(current)
+    smoothed = rule.smooth(before.to(current.dtype), current, group["beta0"])
+    if not group["sage_bias_correction"]:
+        return current, smoothed, smoothed
+    step = state.get("sensitivity_step")
+    if step is None or not group.get("capturable"):  # a graph must not wait for a number
+        step = 0.0 if step is None else float(step)
+    return current, smoothed, rule.bias_correct(smoothed, group["beta0"], step + 1)

@@ -1,0 +1,1 @@
+"""How an optimizer's state is made, saved and loaded."""

@@ -1,0 +1,115 @@
+"""Loading state: what torch's own load_state_dict would change, kept as it was saved.
+
+torch casts every loaded tensor to its parameter's dtype, takes execution flags from the file and
+drops options that the file does not know. Here a tensor keeps its own dtype, the flags stay as the
+optimizer was made, and options missing from the file keep the value they had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+COUNTS = ("step", "sensitivity_step")
+# How a step is executed is for the machine at hand, not for the one that saved.
+EXECUTION = ("foreach", "capturable", "differentiable")
+# Options of torch's optimizers that have no meaning here.
+FOREIGN = ("amsgrad", "fused", "decoupled_weight_decay")
+
+
+def load(
+    optimizer: Optimizer,
+    state_dict: Mapping[str, Any],
+    torch_load: Callable[[Any], None],
+    counts: tuple[str, ...] = COUNTS,
+) -> None:
+    """Load as torch does, hooks and all, then put back what torch changed.
+
+    Args:
+        optimizer: the optimizer to load into.
+        state_dict: from its kind, or from torch's AdamW, Adamax or SGD.
+        torch_load: the optimizer's inherited load_state_dict.
+        counts: step counts kept by this package; others stay as torch loads them.
+
+    Raises:
+        ValueError: the state was saved with amsgrad, or the groups do not match.
+    """
+    seen: dict[str, Any] = {}
+
+    def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+        # Registered last, so that it sees what the user's own hooks made of the file.
+        _refuse_amsgrad(optimizer, incoming)
+        seen.update(_with_options(optimizer, incoming))
+        return seen
+
+    def after(_: Optimizer) -> None:
+        _restore(optimizer, seen, counts)
+
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after, prepend=True),
+    )
+    try:
+        torch_load(state_dict)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_amsgrad(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
+    if "amsgrad" in optimizer.defaults:  # a wrapped base that has it
+        return
+    saved_with = any(group.get("amsgrad") for group in incoming["param_groups"])
+    if saved_with or any("max_exp_avg_sq" in state for state in incoming["state"].values()):
+        raise ValueError(
+            f"This state was saved with amsgrad=True, which {type(optimizer).__name__} does not "
+            "have: its denominator would be another from here on. Start afresh from the model's "
+            "weights, or go on with torch's optimizer."
+        )
+
+
+def _with_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with every option a group needs, and without torch's that mean nothing here."""
+    groups = []
+    if len(incoming["param_groups"]) == len(optimizer.param_groups):
+        for saved, own in zip(incoming["param_groups"], optimizer.param_groups, strict=True):
+            foreign = set(FOREIGN) - set(optimizer.defaults)
+            group = {key: value for key, value in saved.items() if key not in foreign}
+            for key in optimizer.defaults:
+                if key in own and (key in EXECUTION or key not in group):
+                    group[key] = own[key]
+            groups.append(group)
+    else:  # torch says what is wrong
+        groups = incoming["param_groups"]
+    return {**incoming, "param_groups": groups}
+
+
+def _restore(optimizer: Optimizer, incoming: Mapping[str, Any], counts: tuple[str, ...]) -> None:
+    """Each tensor in its own dtype, its own memory, and the counts where the step wants them."""
+    for saved, group in zip(incoming["param_groups"], optimizer.param_groups, strict=True):
+        for key, param in zip(saved["params"], group["params"], strict=True):
+            if key not in incoming["state"]:
+                continue
+            state = optimizer.state[param]
+            for name, value in incoming["state"][key].items():
+                if value is None:  # SGD without momentum saves momentum_buffer=None
+                    del state[name]
+                elif name in counts:
+                    state[name] = count(value, param, bool(group.get("capturable")))
+                elif isinstance(value, Tensor) and name not in COUNTS:
+                    state[name] = value.detach().to(param.device, copy=True)
+
+
+def count(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:
+    """A step count: a 0-d fp32 tensor, on the device of the parameter where a graph must hold it.
+
+    In fp32 a count is exact up to 2^24 steps, as torch's is.
+    """
+    device = param.device if capturable else torch.device("cpu")
+    if isinstance(value, Tensor):
+        return value.detach().to(device=device, dtype=torch.float32, copy=True)
+    return torch.tensor(float(value), dtype=torch.float32, device=device)
