@@ -1,0 +1,34 @@
+# Two commands set up everything they need: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SLOW   := browser or processes
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(STAMP)
+	$(BIN)/sagelr compare digits-vit
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 -m "not ($(SLOW))"
+
+# What .ci/run runs after `make test`; needs Debian's chromium for the browser tests.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "$(SLOW)"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# constraints.txt keeps pip to the versions the project is tested with, torch's CPU build among
+# them where the index offers one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV)
