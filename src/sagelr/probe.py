@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from sagelr import rule
 from sagelr.engines.plan import compute_dtype
+from sagelr.state import formats
 
 
 def sensitivity(optimizer: Optimizer, param: Tensor) -> Tensor:
@@ -78,10 +79,11 @@ def observe(
     """I of this step, Ī after its update, and that Ī as the multiplier takes it (corrected)."""
     current = _sensitivity(param)
     state = optimizer.state.get(param, {})
-    before = state.get("exp_avg_sensitivity")
-    if before is None:
+    if "exp_avg_sensitivity" in state:
+        before = formats.read(state, "exp_avg_sensitivity", current.dtype)
+    else:
         before = torch.zeros_like(current)
-    smoothed = rule.smooth(before.to(current.dtype), current, group["beta0"])
+    smoothed = rule.smooth(before, current, group["beta0"])
     if not group["sage_bias_correction"]:
         return current, smoothed, smoothed
     step = state.get("sensitivity_step")

@@ -28,6 +28,9 @@ class AdamW:
     def state_names(self) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq")
 
+    def memory(self, name: str) -> float:
+        return self.beta1 if name == "exp_avg" else self.beta2
+
     def direction(
         self, grad: Tensor, state: Mapping[str, Tensor], step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:

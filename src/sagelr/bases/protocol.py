@@ -21,6 +21,10 @@ class Base(Protocol):
         """Names of the averages kept for each parameter, all of its shape and zero at first."""
         ...
 
+    def memory(self, name: str) -> float:
+        """The coefficient β of an average: how much of it a step keeps."""
+        ...
+
     def direction(
         self, grad: Tensor, state: Mapping[str, Tensor], step: Step
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -26,6 +26,9 @@ class SGD:
     def state_names(self) -> tuple[str, ...]:
         return ("momentum_buffer",) if self.momentum else ()
 
+    def memory(self, name: str) -> float:
+        return self.momentum
+
     def _share(self, step: Step) -> Step:
         """1−τ, the share of the gradient that enters the buffer; 1 at the first step."""
         if not self.dampening:

@@ -1,34 +1,68 @@
 """One update, several executors. `eager` is the definition; every other is tested against it.
 
-An engine is one function, `update(plan, params, grads, state)`, that changes params and state in
-place.
+An engine is one function, `update(plan, params, grads, state, places)`. It changes params and state
+in place and returns nothing.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from torch import Tensor
 from torch.nn import Parameter
 
-from sagelr.engines import eager, foreach
-from sagelr.engines.plan import Plan, State
+from sagelr.engines import cpu, eager, foreach
+from sagelr.engines.plan import Place, Plan, State
 
-__all__ = ["Engine", "Plan", "State", "choose"]
+logger = logging.getLogger("sagelr")
 
-Engine = Callable[[Plan, Sequence[Tensor], Sequence[Tensor], State], None]
+__all__ = ["Engine", "Place", "Plan", "State", "choose"]
+
+Engine = Callable[[Plan, Sequence[Tensor], Sequence[Tensor], State, Sequence[Place]], None]
 
 # Devices with foreach kernels, where one launch for many tensors pays. On a CPU there is no launch
 # to save and the intermediates only cost memory traffic: eager is the faster of the two there.
 ACCELERATORS = frozenset({"cuda", "xpu", "hpu", "mps", "mtia"})
 
 
-def choose(plan: Plan, params: Sequence[Tensor], want_foreach: bool | None) -> Engine:
-    """The engine for these parameters, which share device and dtype."""
+def choose(
+    plan: Plan,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    want_fused: bool | None,
+    want_foreach: bool | None,
+) -> Engine:
+    """The engine for these parameters, which share device and dtype.
+
+    The fused engine wherever it can run, unless another is asked for; then foreach on accelerators,
+    eager elsewhere. Where `fused=True` cannot be had, that is said once.
+    """
     if plan.differentiable:
         return eager.update
-    if want_foreach is None:
-        want_foreach = params[0].device.type in ACCELERATORS and all(
-            type(param) in (Tensor, Parameter) for param in params
+    if want_foreach is not None and not want_fused:
+        return foreach.update if want_foreach else eager.update
+    if want_fused is not False:
+        fused = _fused(params[0].device.type)
+        obstacle = (
+            fused.why_not(plan, params, grads)
+            if fused
+            else f"there is none for {params[0].device.type}"
         )
-    return foreach.update if want_foreach else eager.update
+        if fused and obstacle is None:
+            return fused.update
+        if want_fused:
+            _say_once(f"fused=True, but no fused step is taken: {obstacle}.")
+    plain = all(type(param) in (Tensor, Parameter) for param in params)
+    return foreach.update if params[0].device.type in ACCELERATORS and plain else eager.update
+
+
+def _fused(device: str) -> ModuleType | None:
+    return cpu if device == "cpu" else None
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)

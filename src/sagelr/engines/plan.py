@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from sagelr.bases import Base
+from sagelr.state import formats
 
 Decay = Literal["decoupled", "scaled", "l2"]
 DECAYS: tuple[str, ...] = get_args(Decay)
+Rounding = Literal["nearest", "stochastic"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
-# the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step".
+# the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
+# where averages are in 8-bit codes, their scales as NAME_scale.
 State = Mapping[str, list[Tensor]]
+
+
+class Place(NamedTuple):
+    """Where a tensor stands, for random bits that do not depend on who holds it.
+
+    Attributes:
+        parameter: its position among the optimizer's parameters.
+        offset: index in the whole parameter of the first element here.
+    """
+
+    parameter: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,10 @@ class Plan:
         maximize: ascend instead of descend.
         differentiable: keep the autograd graph; the eager engine alone can.
         capturable: step counts stay tensors, so that a CUDA graph can hold the step.
+        state_format: in how many bits the averages are kept, see `state.formats`.
+        coded: whether the averages of these parameters are in 8-bit codes.
+        rounding: how a bf16 parameter is rounded after its step.
+        seed: of the random bits.
     """
 
     base: Base
@@ -50,12 +70,40 @@ class Plan:
     maximize: bool = False
     differentiable: bool = False
     capturable: bool = False
+    state_format: formats.StateFormat = "float32"
+    coded: bool = False
+    rounding: Rounding = "nearest"
+    seed: int = 0
 
     def state_names(self) -> tuple[str, ...]:
         """Names of all state that has the parameter's shape."""
         return (
             (*self.base.state_names, "exp_avg_sensitivity") if self.sage else self.base.state_names
         )
+
+    def with_codes(self, coded: bool = True) -> Plan:
+        """The same plan, for parameters whose averages are, or are not, in 8-bit codes."""
+        return replace(self, coded=coded)
+
+    def stored_names(self) -> tuple[str, ...]:
+        """Names of all state of a parameter, in a fixed order."""
+        names = self.state_names()
+        scales = tuple(name + formats.SCALE for name in names) if self.coded else ()
+        counts = ("step", "sensitivity_step") if self.sage else ("step",)
+        return (*names, *scales, *counts)
+
+    def storage(self, name: str) -> formats.Storage:
+        """How an average is kept."""
+        memory = self.beta0 if name == "exp_avg_sensitivity" else self.base.memory(name)
+        return formats.storage(self.state_format, name, memory, self.coded)
+
+    def chance(self, step: Tensor, place: Place) -> formats.Chance | None:
+        """Where random bits come from at this step, or None where nothing asks for any."""
+        if self.state_format == "float32" and self.rounding == "nearest":
+            return None
+        held = self.capturable or torch.compiler.is_compiling()
+        number = step.to(torch.int32) if held else int(step.item())
+        return formats.Chance(self.seed, number, place.parameter, place.offset)
 
     def count(self, step: Tensor) -> float | Tensor:
         """A step count as the formulas take it: a number where nothing forbids one."""

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sagelr import bases
-from sagelr.engines.plan import Decay
+from sagelr.engines.plan import Decay, Rounding
 from sagelr.optim.base import SageOptimizer
+from sagelr.state.formats import StateFormat
 
 
 class SageAdamax(SageOptimizer):
@@ -39,9 +40,14 @@ class SageAdamax(SageOptimizer):
         decay: where weight decay enters: "l2" (torch's Adamax), "scaled" (the authors'), or
             "decoupled".
         maximize: ascend instead of descend.
-        foreach: lists of tensors at once; None uses it on accelerators.
+        foreach: lists of tensors at once; None uses it on accelerators where `fused` cannot run.
+        fused: one pass over memory; None uses it wherever it can run.
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
+        state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of
+            both. See `sagelr.state.formats`.
+        rounding: of bf16 parameters after the step, "nearest" or "stochastic".
+        rounding_seed: of the random bits, which depend on it, the step and the element alone.
 
     Raises:
         ValueError, TypeError: an option out of range or of the wrong kind.
@@ -56,6 +62,8 @@ class SageAdamax(SageOptimizer):
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Kingma and Ba, arXiv 1412.6980.
     """
+
+    base_state_names = ("exp_avg", "exp_inf")
 
     def __init__(
         self,
@@ -74,8 +82,12 @@ class SageAdamax(SageOptimizer):
         decay: Decay = "l2",
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_format: StateFormat = "float32",
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -93,8 +105,12 @@ class SageAdamax(SageOptimizer):
                 "decay": decay,
                 "maximize": maximize,
                 "foreach": foreach,
+                "fused": fused,
                 "capturable": capturable,
                 "differentiable": differentiable,
+                "state_format": state_format,
+                "rounding": rounding,
+                "rounding_seed": rounding_seed,
             },
         )
 

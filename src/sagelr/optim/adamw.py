@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sagelr import bases
-from sagelr.engines.plan import Decay
+from sagelr.engines.plan import Decay, Rounding
 from sagelr.optim.base import SageOptimizer
+from sagelr.state.formats import StateFormat
 
 
 class SageAdamW(SageOptimizer):
@@ -45,9 +46,14 @@ class SageAdamW(SageOptimizer):
         decay: where weight decay enters: "decoupled", outside the multiplier; "scaled", under it;
             "l2", added to the gradient that Adam sees.
         maximize: ascend instead of descend.
-        foreach: lists of tensors at once; None uses it on accelerators.
+        foreach: lists of tensors at once; None uses it on accelerators where `fused` cannot run.
+        fused: one pass over memory; None uses it wherever it can run.
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
+        state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of
+            both; "8bit", a quarter. See `sagelr.state.formats`.
+        rounding: of bf16 parameters after the step, "nearest" or "stochastic".
+        rounding_seed: of the random bits, which depend on it, the step and the element alone.
 
     Raises:
         ValueError, TypeError: an option out of range or of the wrong kind.
@@ -64,6 +70,8 @@ class SageAdamW(SageOptimizer):
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Loshchilov and Hutter, arXiv 1711.05101.
     """
+
+    base_state_names = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -82,8 +90,12 @@ class SageAdamW(SageOptimizer):
         decay: Decay = "decoupled",
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_format: StateFormat = "float32",
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -101,8 +113,12 @@ class SageAdamW(SageOptimizer):
                 "decay": decay,
                 "maximize": maximize,
                 "foreach": foreach,
+                "fused": fused,
                 "capturable": capturable,
                 "differentiable": differentiable,
+                "state_format": state_format,
+                "rounding": rounding,
+                "rounding_seed": rounding_seed,
             },
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +13,25 @@ from torch.optim.optimizer import ParamsT, StateDict, _use_grad_for_differentiab
 
 from sagelr import engines, probe
 from sagelr.bases import Base
-from sagelr.engines.plan import Plan, compute_dtype
+from sagelr.engines.plan import Place, Plan, compute_dtype
 from sagelr.optim.checks import check_grad, check_group, check_param, labelled
-from sagelr.state import checkpoint
+from sagelr.state import checkpoint, formats, shards
 
 CAPTURABLE_ON = engines.ACCELERATORS | {"xla"}
 
 
+class _Item(NamedTuple):
+    """A parameter that has a gradient."""
+
+    param: Tensor
+    grad: Tensor  # what of it is on this device
+    place: Place
+
+
 class SageOptimizer(Optimizer):
     """SAGE on a base optimizer. Use one of its three kinds, or `Sage` for any other base."""
+
+    base_state_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
@@ -37,7 +47,7 @@ class SageOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_group(type(self).__name__, group, self.defaults)
+            check_group(type(self).__name__, group, self.defaults, self.base_state_names)
             for param, label in labelled(group):
                 check_param(type(self).__name__, param, label)
         except (TypeError, ValueError):
@@ -62,6 +72,9 @@ class SageOptimizer(Optimizer):
             maximize=group["maximize"],
             differentiable=group["differentiable"],
             capturable=group["capturable"],
+            state_format=group["state_format"],
+            rounding=group["rounding"],
+            seed=group["rounding_seed"],
         )
 
     # -- the step -------------------------------------------------------------------------------
@@ -77,39 +90,53 @@ class SageOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; nothing has been changed then.
+            RuntimeError: a gradient is sparse or not laid out as its parameter; nothing has been
+                changed then.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        position = 0
         work = []
         for group in self.param_groups:
-            params = [param for param, _ in self._with_grad(group)]
-            if params:
-                work.append((group, params))
-        for group, params in work:
-            self._step_group(group, params)
+            items = self._items(group, position)
+            position += len(group["params"])
+            if items:
+                work.append((group, items))
+        for group, items in work:
+            self._step_group(group, items)
         return loss
 
-    def _with_grad(self, group: Mapping[str, Any]) -> list[tuple[Tensor, str]]:
-        found = []
-        for param, label in labelled(group):
-            if param.grad is not None:
-                check_grad(type(self).__name__, param.grad, label)
-                found.append((param, label))
-        return found
+    def _items(self, group: Mapping[str, Any], position: int) -> list[_Item]:
+        """What of a group has a gradient, every one of them checked before anything changes."""
+        name = type(self).__name__
+        by_chance = group["state_format"] != "float32" or group["rounding"] != "nearest"
+        items = []
+        for i, (param, label) in enumerate(labelled(group)):
+            if param.grad is None:
+                continue
+            check_grad(name, param.grad, label)
+            grad = shards.local_grad(name, param, label)
+            offset = shards.offset(name, param, label) if by_chance else 0
+            items.append(_Item(param, grad, Place(position + i, offset)))
+        return items
 
-    def _step_group(self, group: Mapping[str, Any], params: list[Tensor]) -> None:
+    def _step_group(self, group: Mapping[str, Any], items: list[_Item]) -> None:
         plan = self._plan(group)
-        for param in params:
-            self._ensure_state(plan, param)
-        for same in _by_device_and_dtype(params):
-            names = (*plan.state_names(), "step", *(("sensitivity_step",) if plan.sage else ()))
-            state = {name: [self.state[param][name] for param in same] for name in names}
-            grads = [param.grad for param in same]
-            engines.choose(plan, same, group["foreach"])(plan, same, grads, state)  # type: ignore[arg-type]
+        for item in items:
+            self._ensure_state(plan, item.param)
+        for coded, same in _alike(plan, items):
+            kind = plan.with_codes() if coded else plan
+            state = {
+                name: [shards.local(self.state[item.param][name]) for item in same]
+                for name in kind.stored_names()
+            }
+            params = [shards.local(item.param) for item in same]
+            grads = [item.grad for item in same]
+            update = engines.choose(kind, params, grads, group["fused"], group["foreach"])
+            update(kind, params, grads, state, [item.place for item in same])
 
     def _ensure_state(self, plan: Plan, param: Tensor) -> None:
         """Make what is missing: all of it at first, Ī alone after loading torch's state."""
@@ -120,23 +147,25 @@ class SageOptimizer(Optimizer):
             # torch's SGD keeps no count; a buffer that is there has taken its first step.
             resumed = any(name in state for name in plan.base.state_names)
             state["step"] = checkpoint.count(float(resumed), param, plan.capturable)
-        for name in plan.state_names():
-            if name not in state:
-                dtype = compute_dtype(param.dtype)
-                state[name] = torch.zeros_like(
-                    param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
-                )
         if plan.sage and "sensitivity_step" not in state:
             state["sensitivity_step"] = checkpoint.count(0.0, param, plan.capturable)
+        for name in plan.state_names():
+            if name not in state:
+                coded = formats.is_coded(plan.state_format, param)
+                dtype = plan.with_codes(coded).storage(name).dtype or compute_dtype(param.dtype)
+                state[name] = shards.zeros(param, dtype)
+                if coded:
+                    state[name + formats.SCALE] = shards.scale_zeros(param)
 
     # -- saving and loading ---------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state of this optimizer, or of the torch optimizer it is built on.
 
-        Every tensor keeps the dtype it was saved in. Options that the saved groups lack keep the
-        values they have; how a step is executed (foreach, capturable, differentiable) stays as the
-        optimizer was made. A state of torch's own optimizer goes on where it stopped, with the
+        A tensor keeps the dtype it was saved in, or is converted where this optimizer was made
+        with another `state_format`. Options that the saved groups lack keep the values they have;
+        how a step is executed (foreach, fused, capturable, differentiable, state_format) stays as
+        the optimizer was made. A state of torch's own optimizer goes on where it stopped, with the
         smoothed sensitivity starting afresh.
 
         Args:
@@ -146,6 +175,30 @@ class SageOptimizer(Optimizer):
             ValueError: the groups do not match, or it was saved with amsgrad.
         """
         checkpoint.load(self, state_dict, super().load_state_dict)
+        for group in self.param_groups:
+            plan = self._plan(group)
+            for param in group["params"]:
+                if param in self.state:
+                    self._convert(plan, param)
+
+    @torch.no_grad()
+    def _convert(self, plan: Plan, param: Tensor) -> None:
+        """Bring averages of another format to this optimizer's."""
+        state = self.state[param]
+        plan = plan.with_codes(formats.is_coded(plan.state_format, param))
+        wide = compute_dtype(param.dtype)
+        for name in plan.state_names():
+            how = plan.storage(name)
+            if name not in state or state[name].dtype == (how.dtype or wide):
+                continue
+            here = {key: shards.local(value) for key, value in state.items()}
+            value = formats.read(here, name, wide)
+            state.pop(name + formats.SCALE, None)
+            state[name] = shards.zeros(param, how.dtype or wide)
+            if plan.coded:
+                state[name + formats.SCALE] = shards.scale_zeros(param)
+            here = {key: shards.local(kept) for key, kept in state.items()}
+            formats.write(here, name, value, how, None)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -189,11 +242,13 @@ class SageOptimizer(Optimizer):
         return probe.multiplier(self, param)
 
 
-def _by_device_and_dtype(params: list[Tensor]) -> Iterable[list[Tensor]]:
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        kinds.setdefault((param.device, param.dtype), []).append(param)
-    return kinds.values()
+def _alike(plan: Plan, items: list[_Item]) -> Iterable[tuple[bool, list[_Item]]]:
+    """Lists of parameters that one engine can take together, and whether they are in codes."""
+    kinds: dict[tuple[bool, torch.device, torch.dtype], list[_Item]] = {}
+    for item in items:
+        coded = formats.is_coded(plan.state_format, item.param)
+        kinds.setdefault((coded, item.param.device, item.param.dtype), []).append(item)
+    return [(coded, same) for (coded, _, _), same in kinds.items()]
 
 
 def _check_capturable(name: str, param: Tensor) -> None:

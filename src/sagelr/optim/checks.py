@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagelr.engines.plan import DECAYS
+from sagelr.engines.plan import DECAYS, ROUNDINGS
+from sagelr.state.formats import STATE_FORMATS
 
 _Range = tuple[float, float, str, str]
 
@@ -49,13 +50,16 @@ FLAGS = (
 )
 
 
-def check_group(name: str, group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def check_group(
+    name: str, group: Mapping[str, Any], known: Mapping[str, Any], state_names: tuple[str, ...]
+) -> None:
     """Check every option of one parameter group.
 
     Args:
         name: of the optimizer, for the message.
         group: a parameter group with all its options.
         known: the optimizer's own options, by name.
+        state_names: of the averages its base keeps.
 
     Raises:
         ValueError: a value out of range, or options that exclude each other.
@@ -79,12 +83,45 @@ def check_group(name: str, group: Mapping[str, Any], known: Mapping[str, Any]) -
             f"{group['momentum']!r} and dampening={group['dampening']!r}. Set them so, or leave "
             "nesterov out."
         )
-    if group["foreach"] not in (None, True, False):
-        raise TypeError(f"{where}foreach={group['foreach']!r} is not None, True or False.")
-    if group["foreach"] and group["differentiable"]:
+    if group["state_format"] not in STATE_FORMATS:
+        allowed = ", ".join(repr(known) for known in STATE_FORMATS)
         raise ValueError(
-            f"{where}foreach=True cannot keep the autograd graph that differentiable=True asks "
-            "for. Leave foreach out."
+            f'{where}state_format={group["state_format"]!r} is not one of {allowed}. "float32" is '
+            'exact; "compact" takes AdamW\'s memory, the others less.'
+        )
+    if group["state_format"] == "8bit" and "exp_avg_sq" not in state_names:
+        raise ValueError(
+            f"{where}state_format='8bit' exists for SageAdamW alone. Use 'bfloat16', the smallest "
+            "here."
+        )
+    if group["rounding"] not in ROUNDINGS:
+        allowed = ", ".join(repr(known) for known in ROUNDINGS)
+        raise ValueError(
+            f"{where}rounding={group['rounding']!r} is not one of {allowed}. It says how a bf16 "
+            "parameter is rounded after its step."
+        )
+    seed = group["rounding_seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 32:
+        raise ValueError(
+            f"{where}rounding_seed={seed!r} is not an integer in [0, 2^32). 0 is the default."
+        )
+    for option in ("foreach", "fused"):
+        if group[option] not in (None, True, False):
+            raise TypeError(f"{where}{option}={group[option]!r} is not None, True or False.")
+        if group[option] and group["differentiable"]:
+            raise ValueError(
+                f"{where}{option}=True cannot keep the autograd graph that differentiable=True "
+                f"asks for. Leave {option} out."
+            )
+    if group["foreach"] and group["fused"]:
+        raise ValueError(
+            f"{where}foreach=True and fused=True exclude each other. Leave both out for the "
+            "fastest engine that can run."
+        )
+    if group["differentiable"] and group["state_format"] != "float32":
+        raise ValueError(
+            f"{where}differentiable=True needs state_format='float32', got "
+            f"{group['state_format']!r}: rounding has no gradient."
         )
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sagelr import bases
-from sagelr.engines.plan import Decay
+from sagelr.engines.plan import Decay, Rounding
 from sagelr.optim.base import SageOptimizer
+from sagelr.state.formats import StateFormat
 
 
 class SageSGD(SageOptimizer):
@@ -37,9 +38,14 @@ class SageSGD(SageOptimizer):
         sage_bias_correction: correct Ī for its start from zero.
         decay: where weight decay enters: "l2" (torch's SGD), "scaled", or "decoupled".
         maximize: ascend instead of descend.
-        foreach: lists of tensors at once; None uses it on accelerators.
+        foreach: lists of tensors at once; None uses it on accelerators where `fused` cannot run.
+        fused: one pass over memory; None uses it wherever it can run.
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
+        state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of
+            both. See `sagelr.state.formats`.
+        rounding: of bf16 parameters after the step, "nearest" or "stochastic".
+        rounding_seed: of the random bits, which depend on it, the step and the element alone.
 
     Raises:
         ValueError, TypeError: an option out of range or of the wrong kind.
@@ -54,6 +60,8 @@ class SageSGD(SageOptimizer):
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Sutskever et al., ICML 2013.
     """
+
+    base_state_names = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -72,8 +80,12 @@ class SageSGD(SageOptimizer):
         decay: Decay = "l2",
         maximize: bool = False,
         foreach: bool | None = None,
+        fused: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
+        state_format: StateFormat = "float32",
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -91,8 +103,12 @@ class SageSGD(SageOptimizer):
                 "decay": decay,
                 "maximize": maximize,
                 "foreach": foreach,
+                "fused": fused,
                 "capturable": capturable,
                 "differentiable": differentiable,
+                "state_format": state_format,
+                "rounding": rounding,
+                "rounding_seed": rounding_seed,
             },
         )
 

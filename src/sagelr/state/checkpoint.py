@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 COUNTS = ("step", "sensitivity_step")
 # How a step is executed is for the machine at hand, not for the one that saved.
-EXECUTION = ("foreach", "capturable", "differentiable")
+EXECUTION = ("foreach", "fused", "capturable", "differentiable", "state_format")
 # Options of torch's optimizers that have no meaning here.
-FOREIGN = ("amsgrad", "fused", "decoupled_weight_decay")
+FOREIGN = ("amsgrad", "decoupled_weight_decay")
 
 
 def load(

@@ -1,0 +1,253 @@
+"""The step on a CPU in one pass over memory: `cpu_kernel.cpp`, compiled when it is first needed.
+
+The kernel has a plain C interface and is built by calling the compiler on that one file, which
+takes a second or two; torch's extension tools would add ninja, torch's headers and half a minute,
+and bind the result to one release of torch. It shares torch's OpenMP threads. Builds are kept in
+the user's cache folder. Where there is no compiler, or for what the kernel cannot take, the eager
+engine steps in; if `fused=True` asked for this one, that is said once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sagelr import bases
+from sagelr.engines import eager
+from sagelr.engines.plan import DECAYS, Place, Plan, State
+from sagelr.state import formats
+
+logger = logging.getLogger("sagelr")
+
+SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
+# No -ffast-math: it would flush small floats to zero in the whole process, and sensitivities are
+# small. What is allowed: sqrt need not set errno, and comparisons may be made early.
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+)
+PARAM = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+BASES = {bases.AdamW: 0, bases.Adamax: 1, bases.SGD: 2}
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_double) for name in (
+            "lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "dampening", "beta0",
+            "sage_eps",
+        )),
+        *((name, ctypes.c_int64) for name in (
+            "decay", "bias_correction", "sage_bias_correction", "maximize", "nesterov", "seed",
+            "threads",
+        )),
+    ]  # fmt: skip
+
+
+def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> str | None:
+    """Why this engine cannot take the step; None if it can."""
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the step"
+    if plan.differentiable:
+        return "the step must be differentiable"
+    if params[0].dtype not in PARAM:
+        return f"parameters are {params[0].dtype}"
+    if plan.coded and params[0].dtype == torch.float64:
+        return "8-bit state is for narrower parameters than float64"
+    for param, grad in zip(params, grads, strict=True):
+        if grad.dtype != param.dtype:
+            return f"a gradient is {grad.dtype}, its parameter {param.dtype}"
+        if type(param) not in (Tensor, torch.nn.Parameter):
+            return f"a parameter is a {type(param).__name__}"
+    return None if compiler() else "there is no C++ compiler (g++ or clang++; or set CXX)"
+
+
+def update(
+    plan: Plan,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: State,
+    places: Sequence[Place],
+) -> None:
+    """Take one step on every parameter, in place; all on the CPU and of one dtype."""
+    lists = _columns(plan, params, grads, state)
+    table: list[int] = []
+    apart = []
+    for i, (param, place) in enumerate(zip(params, places, strict=True)):
+        tensors = [column[i] if column is not None else None for column in lists]
+        # The kernel walks memory in order.
+        if not all(tensor is None or tensor.is_contiguous() for tensor in tensors):
+            apart.append(i)
+            continue
+        table.extend(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        width = param.shape[1:].numel() if plan.coded else 0
+        table.extend((param.numel(), width, place.parameter, place.offset))
+    if table:
+        rows = len(table) // (len(lists) + 4)
+        kernel = _kernel(_kind(plan, params[0].dtype))
+        kernel(ctypes.byref(_options(plan)), (ctypes.c_int64 * len(table))(*table), rows)
+    if apart:
+        eager.update(
+            plan,
+            [params[i] for i in apart],
+            [grads[i] for i in apart],
+            {name: [tensors[i] for i in apart] for name, tensors in state.items()},
+            [places[i] for i in apart],
+        )
+
+
+def _columns(
+    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State
+) -> list[Sequence[Tensor] | None]:
+    """The tensors of the kernel's struct Tensor, in its order; None where there is none."""
+    averages = _averages(plan)
+    scales = [name + formats.SCALE if name and plan.coded else None for name in averages]
+    counts = ["step", "sensitivity_step" if plan.sage else None]
+    columns = [state[name] if name else None for name in (*averages, *scales, *counts)]
+    return [params, grads, *columns]
+
+
+def _averages(plan: Plan) -> list[str | None]:
+    """Names of first moment, second moment and sensitivity, as far as there are any."""
+    names = plan.base.state_names
+    second = next((name for name in names if name in formats.SECOND_MOMENTS), None)
+    first = next((name for name in names if name != second), None)
+    return [first, second, "exp_avg_sensitivity" if plan.sage else None]
+
+
+def _options(plan: Plan) -> _Options:
+    options = _Options(
+        lr=float(plan.lr),
+        weight_decay=plan.weight_decay,
+        beta0=plan.beta0,
+        sage_eps=plan.sage_eps,
+        decay=DECAYS.index(plan.decay),
+        sage_bias_correction=plan.sage_bias_correction,
+        maximize=plan.maximize,
+        seed=plan.seed,
+        threads=torch.get_num_threads(),
+    )
+    for option, value in vars(plan.base).items():
+        setattr(options, option, value)
+    return options
+
+
+def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
+    """The macros that make the kernel for this kind of update."""
+    base = BASES[type(plan.base)]
+    if isinstance(plan.base, bases.SGD) and not plan.base.momentum:
+        base += 1
+    stored = []
+    for name in _averages(plan):
+        how = plan.storage(name) if name else formats.WIDE
+        codes = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
+        stored.append(codes[how.dtype])
+    return (
+        ("BASE", base),
+        ("SAGE", int(plan.sage)),
+        ("PARAM", PARAM[dtype]),
+        ("PARAM_CHANCE", int(plan.rounding == "stochastic" and dtype == torch.bfloat16)),
+        *zip(("FIRST", "SECOND", "SENSITIVITY"), stored, strict=True),
+    )
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler to use: $CXX, else g++ or clang++; None if there is none."""
+    if platform.system() != "Linux":  # elsewhere the compilers differ in how they do OpenMP
+        return None
+    named = os.environ.get("CXX")
+    for name in (named,) if named else ("g++", "clang++"):
+        found = shutil.which(name)
+        if found:
+            return found
+    return None
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: $SAGELR_CACHE, else sagelr in the user's cache folder."""
+    named = os.environ.get("SAGELR_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sagelr"
+
+
+@functools.cache
+def _kernel(kind: tuple[tuple[str, int], ...]) -> Callable[..., None]:
+    library = ctypes.CDLL(str(_build(kind)))
+    step = library.sagelr_step
+    step.argtypes = (ctypes.POINTER(_Options), ctypes.POINTER(ctypes.c_int64), ctypes.c_int64)
+    step.restype = None
+    return step
+
+
+def _build(kind: tuple[tuple[str, int], ...]) -> Path:
+    """The compiled kernel of a kind, from the cache or made now.
+
+    Raises:
+        RuntimeError: the compiler failed.
+    """
+    cxx = compiler()
+    assert cxx is not None
+    defines = [f"-D{name}={value}" for name, value in kind]
+    recipe = (SOURCE.read_text(), cxx, _version(cxx), _processor(), *FLAGS, *defines)
+    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:20]
+    folder = cache_folder()
+    target = folder / f"step-{digest}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix="sagelr-"))
+        logger.warning("cannot keep compiled kernels in %s (%s); using %s", target, error, folder)
+        target = folder / target.name
+    logger.info("compiling the fused CPU step into %s", target)
+    # Another process may build the same: each writes its own file, and the last rename wins.
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
+        scratch = Path(file.name)
+    command = [cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        scratch.unlink(missing_ok=True)
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[:2000]}")
+    scratch.replace(target)
+    return target
+
+
+@functools.cache
+def _version(cxx: str) -> str:
+    done = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False)
+    return done.stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """What -march=native depends on: a cache folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    kinds = ("flags", "Features", "model name", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))

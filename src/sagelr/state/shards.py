@@ -1,0 +1,114 @@
+"""Parameters that lie on several devices: the step is element by element, so it works on shards.
+
+A DTensor's own arithmetic would give the same and ask the dispatcher for every operation. Here the
+local shards of parameter, gradient and state are taken out once, and the engines never see more.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sagelr.state import codes
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, without importing what makes them."""
+    if type(tensor) in (Tensor, Parameter):
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of it that is on this device."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local_grad(name: str, param: Tensor, label: str) -> Tensor:
+    """The part of a parameter's gradient that is here, laid out as the parameter is.
+
+    Raises:
+        RuntimeError: the gradient is not reduced yet, or laid out otherwise.
+    """
+    grad = param.grad
+    assert grad is not None
+    if not is_dtensor(param) and not is_dtensor(grad):
+        return grad
+    if is_dtensor(param) and is_dtensor(grad):
+        ours: Any = param
+        theirs: Any = grad
+        if any(placement.is_partial() for placement in theirs.placements):
+            raise RuntimeError(
+                f"{name}: the gradient of {label} is a partial sum over {theirs.device_mesh} "
+                f"({theirs.placements}), which a rule with |θ·g| cannot take. Reduce it first: "
+                "grad.redistribute(placements=param.placements)."
+            )
+        if theirs.placements == ours.placements and theirs.device_mesh == ours.device_mesh:
+            return theirs.to_local()
+    raise RuntimeError(
+        f"{name}: the gradient of {label} is laid out as {_layout(grad)}, the parameter as "
+        f"{_layout(param)}. Redistribute the gradient to the parameter's layout."
+    )
+
+
+def _layout(tensor: Tensor) -> str:
+    if not is_dtensor(tensor):
+        return "a plain tensor"
+    shown: Any = tensor
+    return f"{shown.placements} over {shown.device_mesh}"
+
+
+def offset(name: str, param: Tensor, label: str) -> int:
+    """Index in the whole parameter of the first element that is here.
+
+    Raises:
+        RuntimeError: it is sharded in a way that leaves no run of elements together.
+    """
+    if not is_dtensor(param):
+        return 0
+    sharded: Any = param
+    if any(p.is_shard() and p.dim != 0 for p in sharded.placements):
+        raise RuntimeError(
+            f"{name}: {label} is sharded as {sharded.placements}. State formats and rounding by "
+            "chance need shards on dimension 0. Use state_format='float32' with "
+            "rounding='nearest', or shard on dimension 0."
+        )
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(
+        sharded.shape, sharded.device_mesh, sharded.placements
+    )
+    return offsets[0] * sharded.shape[1:].numel() if offsets else 0
+
+
+def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of a parameter's shape and layout."""
+    return torch.zeros_like(
+        param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
+    )
+
+
+def scale_zeros(param: Tensor) -> Tensor:
+    """Scales for a parameter's 8-bit codes, sharded as its rows are."""
+    if not is_dtensor(param):
+        return torch.zeros(codes.blocks(param.shape), dtype=torch.uint8, device=param.device)
+    whole: Any = param
+    from torch.distributed.tensor import DTensor
+
+    rows, per_row = codes.blocks(whole.shape)
+    here = torch.zeros(
+        (whole.to_local().shape[0], per_row), dtype=torch.uint8, device=whole.to_local().device
+    )
+    return DTensor.from_local(
+        here,
+        whole.device_mesh,
+        whole.placements,
+        run_check=False,
+        shape=torch.Size((rows, per_row)),
+        stride=(per_row, 1),
+    )
