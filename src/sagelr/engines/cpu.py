@@ -72,11 +72,12 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
         return f"parameters are {params[0].dtype}"
     if plan.coded and params[0].dtype == torch.float64:
         return "8-bit state is for narrower parameters than float64"
-    for param, grad in zip(params, grads, strict=True):
-        if grad.dtype != param.dtype:
-            return f"a gradient is {grad.dtype}, its parameter {param.dtype}"
-        if type(param) not in (Tensor, torch.nn.Parameter):
-            return f"a parameter is a {type(param).__name__}"
+    dtype = params[0].dtype
+    if any(grad.dtype != dtype for grad in grads):
+        return f"a gradient is not {dtype}, as its parameter is"
+    other = {type(param) for param in params} - {Tensor, torch.nn.Parameter}
+    if other:
+        return f"a parameter is a {other.pop().__name__}"
     return None if compiler() else "there is no C++ compiler (g++ or clang++; or set CXX)"
 
 
@@ -88,30 +89,47 @@ def update(
     places: Sequence[Place],
 ) -> None:
     """Take one step on every parameter, in place; all on the CPU and of one dtype."""
-    lists = _columns(plan, params, grads, state)
-    table: list[int] = []
-    apart = []
-    for i, (param, place) in enumerate(zip(params, places, strict=True)):
-        tensors = [column[i] if column is not None else None for column in lists]
-        # The kernel walks memory in order.
-        if not all(tensor is None or tensor.is_contiguous() for tensor in tensors):
-            apart.append(i)
-            continue
-        table.extend(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        width = param.shape[1:].numel() if plan.coded else 0
-        table.extend((param.numel(), width, place.parameter, place.offset))
-    if table:
-        rows = len(table) // (len(lists) + 4)
-        kernel = _kernel(_kind(plan, params[0].dtype))
-        kernel(ctypes.byref(_options(plan)), (ctypes.c_int64 * len(table))(*table), rows)
+    # The kernel walks memory in order. State lies as its parameter does (zeros_like).
+    apart = [
+        i
+        for i, (param, grad) in enumerate(zip(params, grads, strict=True))
+        if not (param.is_contiguous() and grad.is_contiguous())
+    ]
     if apart:
-        eager.update(
-            plan,
-            [params[i] for i in apart],
-            [grads[i] for i in apart],
-            {name: [tensors[i] for i in apart] for name, tensors in state.items()},
-            [places[i] for i in apart],
-        )
+        _eagerly(apart, plan, params, grads, state, places)
+        kept = sorted(set(range(len(params))) - set(apart))
+        params, grads = [params[i] for i in kept], [grads[i] for i in kept]
+        state = {name: [tensors[i] for i in kept] for name, tensors in state.items()}
+        places = [places[i] for i in kept]
+    if not params:
+        return
+    table: list[int] = []
+    for column in _columns(plan, params, grads, state):
+        pointers = [tensor.data_ptr() for tensor in column] if column else [0] * len(params)
+        table.extend(pointers)
+    table.extend(param.numel() for param in params)
+    table.extend(param.shape[1:].numel() if plan.coded else 0 for param in params)
+    table.extend(place.parameter for place in places)
+    table.extend(place.offset for place in places)
+    kernel = _kernel(_kind(plan, params[0].dtype))
+    kernel(ctypes.byref(_options(plan)), (ctypes.c_int64 * len(table))(*table), len(params))
+
+
+def _eagerly(
+    which: list[int],
+    plan: Plan,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: State,
+    places: Sequence[Place],
+) -> None:
+    eager.update(
+        plan,
+        [params[i] for i in which],
+        [grads[i] for i in which],
+        {name: [tensors[i] for i in which] for name, tensors in state.items()},
+        [places[i] for i in which],
+    )
 
 
 def _columns(

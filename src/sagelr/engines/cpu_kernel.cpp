@@ -30,6 +30,7 @@ constexpr bool kCodes = FIRST == CODES || SECOND == CODES || SENSITIVITY == CODE
 constexpr bool kHasFirst = BASE != SGD_PLAIN;
 constexpr bool kHasSecond = BASE == ADAMW || BASE == ADAMAX;
 constexpr int64_t kBlock = 32;        // elements that share a scale
+constexpr int64_t kTile = 512;        // elements whose codes are decoded at a time
 constexpr int64_t kChunk = 1 << 14;   // elements a thread takes at a time
 constexpr int kDropped = 20;          // bits of an fp32 mantissa that a code drops
 
@@ -72,19 +73,15 @@ inline float number(uint32_t bits) {
 
 inline float from_bfloat16(uint16_t x) { return number(uint32_t(x) << 16); }
 
+// Infinities and NaN come through as they are: adding to the lower half carries into the upper one
+// only where the lower half is not zero.
 inline uint16_t to_bfloat16(float x) {
   const uint32_t bits = pattern(x);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t nan = (bits >> 16) | 0x40u;
-  return uint16_t((bits & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
+  return uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
 inline uint16_t to_bfloat16(float x, uint32_t chance) {
-  const uint32_t bits = pattern(x);
-  const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
-  const uint32_t rounded = (bits + (chance & 0xFFFFu)) >> 16;
-  const uint32_t special = (bits >> 16) | ((bits & 0xFFFFu) ? 0x40u : 0u);
-  return uint16_t(finite ? rounded : special);
+  return uint16_t((pattern(x) + (chance >> 16)) >> 16);
 }
 
 // Eight-bit codes: state/codes.py.
@@ -93,87 +90,122 @@ template <bool Signed>
 struct Codes {
   static constexpr int32_t kLevels = Signed ? 127 : 255;
   static constexpr int32_t kLowest = (127 << 3) - kLevels;
+  // What a signed value is moved by, so that the grid is even around zero.
+  static float shift() { return Signed ? number(uint32_t(kLowest) << kDropped) : 0.0f; }
 
   static float decode(uint8_t code, float scale) {
-    const int32_t level = Signed ? (code & 0x7F) : code;
-    const float x = number(uint32_t(level + kLowest) << kDropped) * scale;
-    const float magnitude = level ? x : 0.0f;
-    return Signed && code > 127 ? -magnitude : magnitude;
+    const uint32_t level = Signed ? (code & 0x7Fu) : code;
+    const float x = (number((level + kLowest) << kDropped) - shift()) * scale;
+    if (!Signed) return level ? x : 0.0f;
+    return number(pattern(x) | (uint32_t(code & 0x80u) << 24));
   }
 
-  static uint8_t encode(float x, float inverse, uint32_t chance) {
+  static uint8_t encode(float x, float inverse, uint32_t noise) {
     const float scaled = x * inverse;
-    const uint32_t bits = pattern(scaled);
-    const uint32_t magnitude = bits & 0x7FFFFFFFu;
-    int32_t level = int32_t((magnitude + (chance & 0xFFFFFu)) >> kDropped) - kLowest;
-    if (Signed) {
-      const float bottom = number(uint32_t(1 + kLowest) << kDropped);
-      const float uniform = float(int32_t(chance & 0xFFFFFFu)) * (1.0f / (1 << 24));
-      const float share = std::fabs(scaled) / bottom;
-      level = share < 1.0f ? int32_t(uniform < share) : level;
-    }
-    constexpr int32_t floor = Signed ? 0 : 1;
-    level = level < floor ? floor : level;
+    const float size = std::fabs(scaled) + shift();
+    int32_t level = int32_t((pattern(size) + noise) >> kDropped) - kLowest;
     level = level > kLevels ? kLevels : level;
-    level = magnitude ? level : 0;
-    return uint8_t(Signed && (bits >> 31) ? level + 128 : level);
+    if (!Signed) {  // only zero is zero
+      level = level < 1 ? 1 : level;
+      return uint8_t(scaled > 0 ? level : 0);
+    }
+    return uint8_t(uint32_t(level) | ((pattern(scaled) >> 24) & 0x80u));
   }
 };
+
+// The part of an element's random bits that rounds one of its three averages.
+template <int At, int Width>
+inline uint32_t noise(uint32_t bits) {
+  return (((bits >> At) & ((1u << Width) - 1)) << (kDropped - Width)) | (1u << (kDropped - 1 - Width));
+}
 
 inline float scale_of(uint8_t scale) { return number(uint32_t(scale) << 23); }
 inline float inverse_of(uint8_t scale) { return number(uint32_t(254 - scale) << 23); }
 
-inline uint8_t scale_for(float largest) {
-  const uint32_t exponent = (pattern(largest) >> 23) + 1;
+inline uint8_t scale_for(uint32_t largest) {
+  const uint32_t exponent = (largest >> 23) + 1;
   return uint8_t(exponent > 253 ? 253 : exponent);
 }
 
 // One average in memory.
 
-template <int Storage, bool Signed, int Stream>
+// With codes, a tile of it is decoded before the step and encoded after; `held` is the tile.
+template <int Storage, bool Signed, bool Positive, int At, int Width>
 struct Average {
   void* values;
   uint8_t* scales;
+  float* held;
 
-  real load(int64_t i, float scale) const {
+  real load(int64_t i, int64_t in_tile) const {
     if constexpr (Storage == WIDE) return static_cast<const real*>(values)[i];
-    else if constexpr (Storage == CODES)
-      return Codes<Signed>::decode(static_cast<const uint8_t*>(values)[i], scale);
+    else if constexpr (Storage == CODES) return held[in_tile];
     else return from_bfloat16(static_cast<const uint16_t*>(values)[i]);
   }
 
-  void store(int64_t i, real x, uint32_t low, const Keys& keys) const {
+  void store(int64_t i, int64_t in_tile, real x, uint32_t bits) const {
     if constexpr (Storage == WIDE) static_cast<real*>(values)[i] = x;
-    else if constexpr (Storage == NEAREST || Storage == CHANCE) {
-      uint16_t rounded = Storage == CHANCE ? to_bfloat16(float(x), keys.bits(low))
-                                           : to_bfloat16(float(x));
-      // A positive value never becomes zero, see keep_positive in state/rounding.py.
-      if (!Signed) rounded = (rounded == 0 && x > 0) ? uint16_t(1) : rounded;
+    else if constexpr (Storage == CODES) held[in_tile] = float(x);
+    else {
+      uint16_t rounded = Storage == CHANCE ? to_bfloat16(float(x), bits) : to_bfloat16(float(x));
+      if (Positive) {  // nothing above zero becomes zero
+        const uint16_t least = uint16_t(pattern(float(x)) != 0);
+        rounded = rounded > least ? rounded : least;
+      }
       static_cast<uint16_t*>(values)[i] = rounded;
     }
   }
 
-  // The codes of a block whose values were held back until its largest is known.
-  void store_block(int64_t begin, int64_t count, const float* held, int64_t block,
-                   uint32_t low, const Keys& keys) const {
-    float largest = 0;
+  void decode(int64_t begin, int64_t count, int64_t block) const {
+    if constexpr (Storage == CODES) {
+      for (int64_t at = 0; at < count; at += kBlock, ++block) {
+        const uint8_t* codes = static_cast<const uint8_t*>(values) + begin + at;
+        // A full block has a length that the compiler knows.
+        if (count - at >= kBlock) decode_block(codes, held + at, scales[block], kBlock);
+        else decode_block(codes, held + at, scales[block], count - at);
+      }
+    }
+  }
+
+  void encode(int64_t begin, int64_t count, int64_t block, const uint32_t* bits) const {
+    if constexpr (Storage == CODES) {
+      for (int64_t at = 0; at < count; at += kBlock, ++block) {
+        uint8_t* codes = static_cast<uint8_t*>(values) + begin + at;
+        if (count - at >= kBlock)
+          scales[block] = encode_block(codes, held + at, bits + at, kBlock);
+        else
+          scales[block] = encode_block(codes, held + at, bits + at, count - at);
+      }
+    }
+  }
+
+ private:
+  static inline __attribute__((always_inline)) void decode_block(
+      const uint8_t* codes, float* into, uint8_t scale, int64_t count) {
+    const float factor = scale_of(scale);
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) into[i] = Codes<Signed>::decode(codes[i], factor);
+  }
+
+  static inline __attribute__((always_inline)) uint8_t encode_block(
+      uint8_t* codes, const float* from, const uint32_t* bits, int64_t count) {
+    uint32_t largest = 0;  // floats above zero are in the order of their bits
+#pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < count; ++i) {
-      const float size = std::fabs(held[i]);
+      const uint32_t size = pattern(from[i]) & 0x7FFFFFFFu;
       largest = size > largest ? size : largest;
     }
     const uint8_t scale = scale_for(largest);
     const float inverse = inverse_of(scale);
-    uint8_t* codes = static_cast<uint8_t*>(values) + begin;
-    scales[block] = scale;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i)
-      codes[i] = Codes<Signed>::encode(held[i], inverse, keys.bits(low + uint32_t(i)));
+      codes[i] = Codes<Signed>::encode(from[i], inverse, noise<At, Width>(bits[i]));
+    return scale;
   }
 };
 
-using First = Average<FIRST, true, 1>;
-using Second = Average<SECOND, false, 2>;
-using Sensitivity = Average<SENSITIVITY, false, 3>;
+using First = Average<FIRST, true, false, 0, 10>;
+using Sensitivity = Average<SENSITIVITY, false, true, 10, 10>;
+using Second = Average<SECOND, false, false, 20, 12>;
 
 #if PARAM == 2
 using stored = uint16_t;
@@ -192,7 +224,7 @@ struct Options {
   int64_t bias_correction, sage_bias_correction, maximize, nesterov, seed, threads;
 };
 
-// One parameter; the layout is mirrored in cpu.py.
+// One parameter; the columns of the table that cpu.py makes, in their order.
 struct Tensor {
   void *param, *grad;
   void *first, *second, *sensitivity;
@@ -246,31 +278,41 @@ Factors factors(const Options& o, Tensor& t) {
   return f;
 }
 
-// Elements [begin, end) of one tensor. With codes they are one block, number `block`.
-void run(const Options& o, const Factors& f, const Tensor& t, int64_t begin, int64_t end,
-         int64_t block) {
+// Keys of the random bits of one tensor's four streams, for one value of the upper index half.
+struct Streams {
+  Keys param, first, second, sensitivity, codes;
+  Streams(const Options& o, const Factors& f, const Tensor& t, uint32_t high)
+      : param(o.seed, f.step, t.parameter, 0, high),
+        first(o.seed, f.step, t.parameter, 1, high),
+        second(o.seed, f.step, t.parameter, 2, high),
+        sensitivity(o.seed, f.step, t.parameter, 3, high),
+        codes(o.seed, f.step, t.parameter, 4, high) {}
+};
+
+// Elements [begin, begin + count) of one tensor. With codes they are a tile, which begins at `block`.
+inline void run(const Factors& factors, const Tensor& t, const Streams& streams, int64_t begin,
+                int64_t count, int64_t block) {
+  // Copies, which no store of the loop can change, so that they stay in registers.
+  const Factors f = factors;
+  const Streams keys = streams;
   stored* const param = static_cast<stored*>(t.param);
   const stored* const grad = static_cast<const stored*>(t.grad);
-  const First first{t.first, t.first_scale};
-  const Second second{t.second, t.second_scale};
-  const Sensitivity sensitivity{t.sensitivity, t.sensitivity_scale};
+  constexpr int64_t room = kCodes ? kTile : 1;
+  alignas(64) float held_first[room], held_second[room], held_sensitivity[room];
+  alignas(64) uint32_t bits[room];
+  const First first{t.first, t.first_scale, held_first};
+  const Second second{t.second, t.second_scale, held_second};
+  const Sensitivity sensitivity{t.sensitivity, t.sensitivity_scale, held_sensitivity};
+  const uint32_t low = uint32_t(uint64_t(t.offset + begin));
 
-  const uint64_t index = uint64_t(t.offset + begin);
-  const uint32_t high = uint32_t(index >> 32), low = uint32_t(index);
-  const uint32_t seed = uint32_t(o.seed), parameter = uint32_t(t.parameter);
-  const Keys keys_param(seed, f.step, parameter, 0, high);
-  const Keys keys_first(seed, f.step, parameter, 1, high);
-  const Keys keys_second(seed, f.step, parameter, 2, high);
-  const Keys keys_sensitivity(seed, f.step, parameter, 3, high);
-
-  const float scale1 = FIRST == CODES ? scale_of(t.first_scale[block]) : 0;
-  const float scale2 = SECOND == CODES ? scale_of(t.second_scale[block]) : 0;
-  const float scale0 = SENSITIVITY == CODES && SAGE ? scale_of(t.sensitivity_scale[block]) : 0;
-  float held1[kBlock], held2[kBlock], held0[kBlock];
+  first.decode(begin, count, block);
+  second.decode(begin, count, block);
+  if (SAGE) sensitivity.decode(begin, count, block);
 
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) {
-    const uint32_t here = low + uint32_t(i - begin);
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t i = begin + j;
+    const uint32_t here = low + uint32_t(j);
     real theta = load_param(param, i);
     real g = load_param(grad, i) * f.sign;
 
@@ -278,10 +320,9 @@ void run(const Options& o, const Factors& f, const Tensor& t, int64_t begin, int
     real above = 1, below = 1, top = g, bottom = 1;
     if (SAGE) {
       const real sense = std::fabs(theta * g);
-      real smoothed = sensitivity.load(i, scale0);
+      real smoothed = sensitivity.load(i, j);
       smoothed += f.share0 * (sense - smoothed);
-      if (SENSITIVITY == CODES) held0[i - begin] = float(smoothed);
-      else sensitivity.store(i, smoothed, here, keys_sensitivity);
+      sensitivity.store(i, j, smoothed, keys.sensitivity.bits(here));
       const real corrected = smoothed * f.correct;
       above = std::fabs(sense * f.sharpen - corrected) + f.sage_eps;
       below = corrected + f.sage_eps;
@@ -290,38 +331,37 @@ void run(const Options& o, const Factors& f, const Tensor& t, int64_t begin, int
     g += f.l2 * theta;
     top = g;
     if (kHasFirst) {
-      real average = first.load(i, scale1);
+      real average = first.load(i, j);
       if (BASE == SGD_MOMENTUM) average = f.momentum * average + f.share * g;
       else average += f.share1 * (g - average);
-      if (FIRST == CODES) held1[i - begin] = float(average);
-      else first.store(i, average, here, keys_first);
+      first.store(i, j, average, keys.first.bits(here));
       top = BASE == SGD_MOMENTUM ? f.ahead * g + f.along * average : average * f.inverse1;
     }
     if (kHasSecond) {
-      real size = second.load(i, scale2);
+      real size = second.load(i, j);
       const real now = std::fabs(g) + f.eps, decayed = f.beta2 * size;
       if (BASE == ADAMW) size = decayed + f.share2 * (g * g);
       else size = decayed > now ? decayed : now;
-      if (SECOND == CODES) held2[i - begin] = float(size);
-      else second.store(i, size, here, keys_second);
+      second.store(i, j, size, keys.second.bits(here));
       bottom = BASE == ADAMW ? std::sqrt(size) * f.inverse_root2 + f.eps : size;
     }
 
     top += f.scaled * theta * bottom;
     theta = theta * f.keep - f.lr * ((above * top) / (below * bottom));
 #if PARAM == 2
-    param[i] = PARAM_CHANCE ? to_bfloat16(theta, keys_param.bits(here)) : to_bfloat16(theta);
+    param[i] = PARAM_CHANCE ? to_bfloat16(theta, keys.param.bits(here)) : to_bfloat16(theta);
 #else
     param[i] = theta;
 #endif
   }
 
-  if constexpr (FIRST == CODES)
-    first.store_block(begin, end - begin, held1, block, low, keys_first);
-  if constexpr (SECOND == CODES)
-    second.store_block(begin, end - begin, held2, block, low, keys_second);
-  if constexpr (SENSITIVITY == CODES && SAGE)
-    sensitivity.store_block(begin, end - begin, held0, block, low, keys_sensitivity);
+  if (kCodes) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) bits[j] = keys.codes.bits(low + uint32_t(j));
+    first.encode(begin, count, block, bits);
+    second.encode(begin, count, block, bits);
+    if (SAGE) sensitivity.encode(begin, count, block, bits);
+  }
 }
 
 struct Chunk {
@@ -330,9 +370,16 @@ struct Chunk {
 
 }  // namespace
 
-// One step on n parameters.
-extern "C" void sagelr_step(const Options* options, Tensor* tensors, int64_t n) {
+// One step on n parameters. The table holds the columns of Tensor one after another, n of each.
+extern "C" void sagelr_step(const Options* options, const int64_t* table, int64_t n) {
   const Options& o = *options;
+  constexpr int64_t columns = sizeof(Tensor) / sizeof(int64_t);
+  std::vector<Tensor> tensors(n);
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t row[columns];
+    for (int64_t c = 0; c < columns; ++c) row[c] = table[c * n + t];
+    std::memcpy(&tensors[t], row, sizeof(Tensor));
+  }
   std::vector<Factors> all(n);
   std::vector<Chunk> chunks;
   for (int64_t t = 0; t < n; ++t) {
@@ -364,17 +411,20 @@ extern "C" void sagelr_step(const Options* options, Tensor* tensors, int64_t n) 
     const Chunk& chunk = chunks[c];
     const Tensor& t = tensors[chunk.tensor];
     const Factors& f = all[chunk.tensor];
+    uint32_t high = uint32_t(uint64_t(t.offset + chunk.begin) >> 32);
+    Streams keys(o, f, t, high);
     if (!kCodes) {
-      run(o, f, t, chunk.begin, chunk.end, 0);
+      run(f, t, keys, chunk.begin, chunk.end - chunk.begin, 0);
       continue;
     }
     const int64_t per_row = (t.width + kBlock - 1) / kBlock;
     for (int64_t row = chunk.begin / t.width; row * t.width < chunk.end; ++row) {
-      for (int64_t b = 0; b < per_row; ++b) {
-        const int64_t begin = row * t.width + b * kBlock;
-        const int64_t row_end = (row + 1) * t.width;
-        run(o, f, t, begin, begin + kBlock < row_end ? begin + kBlock : row_end,
-            row * per_row + b);
+      for (int64_t at = 0; at < t.width; at += kTile) {
+        const int64_t begin = row * t.width + at;
+        const uint32_t above = uint32_t(uint64_t(t.offset + begin) >> 32);
+        if (above != high) keys = Streams(o, f, t, high = above);
+        run(f, t, keys, begin, at + kTile < t.width ? kTile : t.width - at,
+            row * per_row + at / kBlock);
       }
     }
   }

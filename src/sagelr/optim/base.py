@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT, StateDict, _use_grad_for_differentiab
 from sagelr import engines, probe
 from sagelr.bases import Base
 from sagelr.engines.plan import Place, Plan, compute_dtype
-from sagelr.optim.checks import check_grad, check_group, check_param, labelled
+from sagelr.optim.checks import check_group, check_params, label, with_grad
 from sagelr.state import checkpoint, formats, shards
 
 CAPTURABLE_ON = engines.ACCELERATORS | {"xla"}
@@ -26,6 +26,7 @@ class _Item(NamedTuple):
     param: Tensor
     grad: Tensor  # what of it is on this device
     place: Place
+    sharded: bool
 
 
 class SageOptimizer(Optimizer):
@@ -48,8 +49,7 @@ class SageOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             check_group(type(self).__name__, group, self.defaults, self.base_state_names)
-            for param, label in labelled(group):
-                check_param(type(self).__name__, param, label)
+            check_params(type(self).__name__, group)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -114,26 +114,29 @@ class SageOptimizer(Optimizer):
         name = type(self).__name__
         by_chance = group["state_format"] != "float32" or group["rounding"] != "nearest"
         items = []
-        for i, (param, label) in enumerate(labelled(group)):
-            if param.grad is None:
-                continue
-            check_grad(name, param.grad, label)
-            grad = shards.local_grad(name, param, label)
-            offset = shards.offset(name, param, label) if by_chance else 0
-            items.append(_Item(param, grad, Place(position + i, offset)))
+        for i, param, grad in with_grad(name, group):
+            offset, sharded = 0, False
+            if shards.is_dtensor(param) or shards.is_dtensor(grad):
+                shown, sharded = label(group, i), True
+                grad = shards.local_grad(name, param, grad, shown)
+                offset = shards.offset(name, param, shown) if by_chance else 0
+            items.append(_Item(param, grad, Place(position + i, offset), sharded))
         return items
 
     def _step_group(self, group: Mapping[str, Any], items: list[_Item]) -> None:
         plan = self._plan(group)
+        names = set(plan.stored_names())
         for item in items:
-            self._ensure_state(plan, item.param)
+            if not names <= self.state[item.param].keys():
+                self._ensure_state(plan, item.param)
         for coded, same in _alike(plan, items):
             kind = plan.with_codes() if coded else plan
-            state = {
-                name: [shards.local(self.state[item.param][name]) for item in same]
-                for name in kind.stored_names()
-            }
-            params = [shards.local(item.param) for item in same]
+            states = [self.state[item.param] for item in same]
+            params = [item.param for item in same]
+            state = {name: [own[name] for own in states] for name in kind.stored_names()}
+            if any(item.sharded for item in same):
+                params = [shards.local(param) for param in params]
+                state = {name: [shards.local(t) for t in column] for name, column in state.items()}
             grads = [item.grad for item in same]
             update = engines.choose(kind, params, grads, group["fused"], group["foreach"])
             update(kind, params, grads, state, [item.place for item in same])
@@ -245,9 +248,11 @@ class SageOptimizer(Optimizer):
 def _alike(plan: Plan, items: list[_Item]) -> Iterable[tuple[bool, list[_Item]]]:
     """Lists of parameters that one engine can take together, and whether they are in codes."""
     kinds: dict[tuple[bool, torch.device, torch.dtype], list[_Item]] = {}
+    may_be_coded = plan.state_format == "8bit"
     for item in items:
-        coded = formats.is_coded(plan.state_format, item.param)
-        kinds.setdefault((coded, item.param.device, item.param.dtype), []).append(item)
+        param = item.param
+        coded = may_be_coded and formats.is_coded(plan.state_format, param)
+        kinds.setdefault((coded, param.device, param.dtype), []).append(item)
     return [(coded, same) for (coded, _, _), same in kinds.items()]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -142,42 +142,52 @@ def check_numbers(name: str, group: Mapping[str, Any], known: Mapping[str, Any])
             raise TypeError(f"{where}{option}={group[option]!r} is not a bool. Use True or False.")
 
 
-def labelled(group: Mapping[str, Any]) -> Iterator[tuple[Tensor, str]]:
-    """Each parameter of a group, with what to call it in a message."""
+def label(group: Mapping[str, Any], index: int) -> str:
+    """What to call a parameter of a group in a message."""
     names = group.get("param_names")
+    name = f" {names[index]!r}" if names else ""
+    return f"parameter{name} of shape {tuple(group['params'][index].shape)}"
+
+
+def check_params(name: str, group: Mapping[str, Any]) -> None:
+    """Refuse parameters that cannot be trained with SAGE.
+
+    Raises:
+        TypeError: one is complex, or not of floating point.
+    """
     for i, param in enumerate(group["params"]):
-        name = f" {names[i]!r}" if names else ""
-        yield param, f"parameter{name} of shape {tuple(param.shape)}"
+        if param.is_complex():
+            raise TypeError(
+                f"{name}: {label(group, i)} is complex ({param.dtype}), for which sensitivity "
+                "|θ·g| is not defined here. Store it as real tensors (torch.view_as_real), or give "
+                "it to torch's optimizer."
+            )
+        if not param.is_floating_point():
+            raise TypeError(
+                f"{name}: {label(group, i)} has dtype {param.dtype}. Give it floating-point "
+                "tensors."
+            )
 
 
-def check_param(name: str, param: Tensor, label: str) -> None:
-    """Refuse a parameter that cannot be trained with SAGE.
-
-    Raises:
-        TypeError: it is complex, or not of floating point.
-    """
-    if param.is_complex():
-        raise TypeError(
-            f"{name}: {label} is complex ({param.dtype}), for which sensitivity |θ·g| is not "
-            "defined here. Store it as real tensors (torch.view_as_real), or give it to torch's "
-            "optimizer."
-        )
-    if not param.is_floating_point():
-        raise TypeError(f"{name}: {label} has dtype {param.dtype}. Give it floating-point tensors.")
-
-
-def check_grad(name: str, grad: Tensor, label: str) -> None:
-    """Refuse a gradient that the update cannot take, before anything has been changed.
+def with_grad(name: str, group: Mapping[str, Any]) -> list[tuple[int, Tensor, Tensor]]:
+    """Index, parameter and gradient of those in a group that have one.
 
     Raises:
-        RuntimeError: it is sparse.
+        RuntimeError: a gradient is sparse. Nothing has been changed yet.
     """
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"{name}: {label} has a sparse gradient ({grad.layout}). A row without a gradient "
-            "would keep a stale smoothed sensitivity. Make the layer with sparse=False, or give "
-            "its parameters to torch.optim.SparseAdam."
-        )
+    found = []
+    for i, param in enumerate(group["params"]):
+        grad = param.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{name}: {label(group, i)} has a sparse gradient ({grad.layout}). A row without a "
+                "gradient would keep a stale smoothed sensitivity. Make the layer with "
+                "sparse=False, or give its parameters to torch.optim.SparseAdam."
+            )
+        found.append((i, param, grad))
+    return found
 
 
 def _check_lr(where: str, lr: object) -> None:

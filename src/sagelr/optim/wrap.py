@@ -14,7 +14,7 @@ from torch.optim.optimizer import StateDict
 from sagelr import probe, rule
 from sagelr.engines.plan import compute_dtype
 from sagelr.optim.base import SageOptimizer
-from sagelr.optim.checks import check_grad, check_numbers, check_param, labelled
+from sagelr.optim.checks import check_numbers, check_params, with_grad
 from sagelr.state import checkpoint
 
 # Optimizers that decay weights by θ ← (1 − lr·λ)·θ, apart from their direction. Others say so in a
@@ -118,6 +118,9 @@ class Sage(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        for group in self.base.param_groups:
+            if "sage" not in group:  # added to the base itself, or loaded into it
+                self._adopt(group)
         return self.base.param_groups
 
     @property
@@ -144,8 +147,7 @@ class Sage(Optimizer):
         for option, value in self._own.items():
             group.setdefault(option, value)
         check_numbers("Sage", group, self._own)
-        for param, label in labelled(group):
-            check_param("Sage", param, label)
+        check_params("Sage", group)
 
     def __repr__(self) -> str:
         return f"Sage({self.base!r})"
@@ -190,20 +192,12 @@ class Sage(Optimizer):
             self._keep(group, param)
             for group in self.param_groups
             if group["sage"]
-            for param in self._with_grad(group)
+            for _, param, _ in with_grad("Sage", group)
         ]
         self.base.step()
         for item in kept:
             self._scale(item)
         return loss
-
-    def _with_grad(self, group: Mapping[str, Any]) -> list[Tensor]:
-        found = []
-        for param, label in labelled(group):
-            if param.grad is not None:
-                check_grad("Sage", param.grad, label)
-                found.append(param)
-        return found
 
     def _keep(self, group: Mapping[str, Any], param: Tensor) -> _Kept:
         sensitivity, smoothed, corrected = probe.observe(self, group, param)

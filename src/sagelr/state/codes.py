@@ -5,13 +5,14 @@ scale is a power of two above its largest value, kept as one byte. A value x in 
 2^e is stored as the float x·2^(−e) cut to 3 bits of mantissa:
 
     unsigned (second moment, sensitivity)   255 codes, from 1 down to about 2^−32 of the scale
-    signed   (first moment)                 127 codes a side, down to about 2^−16 of the scale
+    signed   (first moment)                 127 codes a side, even below about 2^−16 of the scale
 
-The grid is logarithmic, so that a small value beside a large one keeps its three bits; and since
-scales are powers of two, a value that does not change is stored as it was, whatever becomes of its
-block's scale. A first moment below the grid goes to zero, or by chance to the lowest code. A second
-moment or a sensitivity that is not zero never becomes zero: the one would let its parameter leap,
-the other would give it the largest multiplier there is.
+The grid is logarithmic, so that a small value beside a large one keeps its three bits. The signed
+one is moved by its lowest value, so that it runs evenly through zero. A second moment or a
+sensitivity that is not zero never becomes zero: the one would let its parameter leap, the other
+would give it the largest multiplier there is.
+
+The three averages of an element are rounded by parts of one random word.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MANTISSA = 3
 DROPPED = 23 - MANTISSA  # bits of an fp32 mantissa that are not stored
 SCALE_BIAS = 127  # stored scale byte: exponent + 127, as in fp32
 LEVELS = {False: 255, True: 127}  # codes above zero, by signed
+# First bit and number of bits that round an average; the slowest needs the finest chance.
+PARTS = {"exp_avg": (0, 10), "exp_avg_sensitivity": (10, 10), "exp_avg_sq": (20, 12)}
 
 
 def blocks(shape: torch.Size) -> tuple[int, int]:
@@ -51,52 +54,57 @@ def scales(values: Tensor) -> Tensor:
     return ((pattern >> 23) + 1).clamp(1, 253).to(torch.uint8)
 
 
-def encode(values: Tensor, scale: Tensor, bits: Tensor | None, *, signed: bool) -> Tensor:
+def encode(
+    values: Tensor, scale: Tensor, bits: Tensor | None, name: str, *, signed: bool
+) -> Tensor:
     """Codes of a tensor.
 
     Args:
         values: fp32, of shape (rows, ...).
         scale: from `scales`.
         bits: int32 random bits of the same shape to round stochastically, None to round to nearest.
+        name: of the average, which says what part of the bits is its own.
         signed: whether values below zero can occur.
 
     Returns:
         uint8, of the shape of values. 0 is zero.
     """
     scaled = values / _spread(_power(scale), values.shape)
-    pattern = scaled.contiguous().view(torch.int32)
-    magnitude = pattern & 0x7FFFFFFF
-    half = 1 << (DROPPED - 1)
-    noise = (bits & ((1 << DROPPED) - 1)) if bits is not None else half
-    lowest = _lowest(signed)
-    code = ((magnitude + noise) >> DROPPED) - lowest
-    if signed and bits is not None:
-        # Below the grid: the lowest code, with probability value / its value.
-        bottom = torch.tensor((1 + lowest) << DROPPED, dtype=torch.int32, device=values.device)
-        chance = scaled.abs() / bottom.view(torch.float32)
-        uniform = (bits & 0xFFFFFF).to(torch.float32) / (1 << 24)
-        code = torch.where(chance < 1, (uniform < chance).to(torch.int32), code)
+    noise: Tensor | int = 1 << (DROPPED - 1)
+    if bits is not None:
+        at, width = PARTS[name]
+        part = (bits >> at) & ((1 << width) - 1)
+        noise = (part << (DROPPED - width)) | (1 << (DROPPED - 1 - width))
+    size = scaled.abs() + _shift(signed, values.device)
+    code = ((size.contiguous().view(torch.int32) + noise) >> DROPPED) - _lowest(signed)
     code = code.clamp(0 if signed else 1, LEVELS[signed])
-    code = torch.where(magnitude > 0, code, torch.zeros_like(code))
     if signed:
-        code = torch.where(pattern < 0, code + 128, code)
+        code = torch.where(torch.signbit(scaled), code | 128, code)
+    else:
+        code = torch.where(scaled > 0, code, torch.zeros_like(code))
     return code.to(torch.uint8)
 
 
 def decode(codes: Tensor, scale: Tensor, *, signed: bool) -> Tensor:
     """The values that codes stand for, as fp32."""
     code = codes.to(torch.int32)
-    sign = (code >> 7) if signed else None
+    level = code & 0x7F if signed else code
+    size = ((level + _lowest(signed)) << DROPPED).view(torch.float32)
+    values = (size - _shift(signed, codes.device)) * _spread(_power(scale), codes.shape)
     if signed:
-        code = code & 0x7F
-    pattern = torch.where(code > 0, (code + _lowest(signed)) << DROPPED, torch.zeros_like(code))
-    values = pattern.view(torch.float32) * _spread(_power(scale), codes.shape)
-    return values if sign is None else torch.where(sign > 0, -values, values)
+        return torch.where(code > 127, -values, values)
+    return torch.where(code > 0, values, torch.zeros_like(values))
 
 
 def _lowest(signed: bool) -> int:
     """What a code lacks to the upper bits of an fp32: the highest code stands for 1."""
     return (SCALE_BIAS << MANTISSA) - LEVELS[signed]
+
+
+def _shift(signed: bool, device: torch.device) -> Tensor:
+    """What a signed value is moved by, so that the grid is even around zero."""
+    lowest = (_lowest(signed) << DROPPED) if signed else 0
+    return torch.tensor(lowest, dtype=torch.int32, device=device).view(torch.float32)
 
 
 def _power(scale: Tensor) -> Tensor:

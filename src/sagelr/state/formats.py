@@ -58,7 +58,7 @@ class Chance:
     offset: int
 
     def bits(self, name: str, like: Tensor) -> Tensor:
-        stream = rounding.STREAMS[name]
+        stream = rounding.STREAMS["codes" if like.dtype == torch.uint8 else name]
         return rounding.random_bits(
             self.seed, self.step, self.parameter, stream, like.shape, self.offset, like.device
         )
@@ -119,12 +119,12 @@ def write(
     if how.dtype == torch.uint8:
         scale = codes.scales(value)
         state[name + SCALE].copy_(scale)
-        stored.copy_(codes.encode(value, scale, bits, signed=name in SIGNED))
+        stored.copy_(codes.encode(value, scale, bits, name, signed=name in SIGNED))
         return
     if bits is not None:
         rounded = rounding.stochastic_bfloat16(value, bits)
     else:
         rounded = value.to(torch.bfloat16)
-    if name not in SIGNED:
+    if name == "exp_avg_sensitivity":
         rounded = rounding.keep_positive(rounded, value)
     stored.copy_(rounded)

@@ -26,6 +26,7 @@ STREAMS = {
     "exp_inf": 2,
     "momentum_buffer": 1,
     "exp_avg_sensitivity": 3,
+    "codes": 4,  # one word for all averages of an element
 }
 
 Word = int | Tensor
@@ -130,13 +131,13 @@ def stochastic_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         values: fp32, any shape. Infinities and NaN stay as they are.
-        bits: int32 of that shape; the low 16 bits of each are used.
+        bits: int32 of that shape; the upper 16 bits of each are used.
 
     Source: flipping the carry into the upper half by adding 16 random bits to the lower half is the
     usual way; see Zamirai et al., "Revisiting BFloat16 Training", arXiv 2010.06192.
     """
     pattern = values.float().contiguous().view(torch.int32)
-    rounded = (pattern + (bits & 0xFFFF)) & ~0xFFFF
+    rounded = (pattern + ((bits >> 16) & 0xFFFF)) & ~0xFFFF
     finite = torch.isfinite(values)
     return torch.where(finite, rounded.view(torch.float32), values).to(torch.bfloat16)
 

@@ -29,16 +29,12 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local_grad(name: str, param: Tensor, label: str) -> Tensor:
+def local_grad(name: str, param: Tensor, grad: Tensor, label: str) -> Tensor:
     """The part of a parameter's gradient that is here, laid out as the parameter is.
 
     Raises:
         RuntimeError: the gradient is not reduced yet, or laid out otherwise.
     """
-    grad = param.grad
-    assert grad is not None
-    if not is_dtensor(param) and not is_dtensor(grad):
-        return grad
     if is_dtensor(param) and is_dtensor(grad):
         ours: Any = param
         theirs: Any = grad
