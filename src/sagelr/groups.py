@@ -1,0 +1,435 @@
+"""Parameter groups of a model: which weights decay, and which get SAGE.
+
+The authors apply SAGE to attention and feed-forward weights and biases alone; embeddings, norms,
+pooler and head get the plain base optimizer. Here that scope is found for any model that keeps its
+attention and feed-forward modules in numbered layers (`encoder.layer.0`, `h.0`, `blocks.0`), from
+the names of the modules, their classes and their neighbours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+__all__ = ["Place", "layer_of", "locate", "module_kind", "param_groups"]
+
+Kind = Literal["attention", "feed-forward", "embedding", "norm", "head", "other"]
+Selector = str | Sequence[str] | Callable[[str, Tensor], bool]
+_Names = Mapping[Tensor, Sequence[str]]  # each parameter (it hashes by identity), all its names
+
+
+class Place(NamedTuple):
+    """Where a parameter sits: the layer it is part of, that layer's number, and what it is."""
+
+    layer: str
+    depth: int | None
+    kind: Kind
+
+
+SCOPES: Mapping[str, frozenset[Kind]] = {
+    "attention+ffn": frozenset({"attention", "feed-forward"}),
+    "attention": frozenset({"attention"}),
+    "ffn": frozenset({"feed-forward"}),
+}
+PATTERNS = "Allowed: a regular expression, a list of them, or a callable (name, parameter) -> bool."
+ALLOWED = f'{PATTERNS[:-1]}; "attention+ffn" (the default), "attention", "ffn", "all" or "none".'
+
+
+# What tells a kind, first come first served: a component of the dotted name, or a module's class.
+MARKS: Mapping[Kind, tuple[str, str]] = {
+    "norm": (r"norm|(^|_)(ln|bn)(_|\d|$)", r"(?<!pre)(?<!post)norm(\d*d|fp32|gated|_)?$"),
+    "embedding": (
+        r"embed|(^|_)(emb|wte|wpe|rel_pos)(_|$)|relative_(attention|position)_bias"
+        r"|(cls|class|mask|dist|distillation|reg|register|pos)_tokens?$",
+        r"embedding(bag)?$",
+    ),
+    "attention": (r"atten|attn|(^|_)(mha|mhsa|msa)(_|$)", r"^(?!.*layer).*(attention|attn)\d*$"),
+    "feed-forward": (
+        r"(^|_)(mlp|ffn?|feed_?forward|dense(relu|act|gatedact)dense|moe|expert|intermediate)s?"
+        r"(_|\d|$)",
+        r"(mlp|ffn|feed_?forward|glu|experts)\d*$",
+    ),
+}
+# Halves of a feed-forward network that lie loose in their layer, beside its attention.
+HALF = re.compile(r"(?i)(fc|lin|linear|w)_?[1-3]|fc_(in|out)|wi(_[01])?|wo|output")
+ROUTER = re.compile(r"(?i)router|shared_experts?_gate")
+HEAD = re.compile(
+    r"(?i)(^|_)(heads?|classifiers?|cls|pool(er|ing)?|predictions?|logits|summary)(_|$)"
+    r"|^(score|qa_outputs|proj_out)$"
+)
+NUMBER = re.compile(r"(?i)(?:.*(?:layer|block)_?)?(\d+)")
+BLOCK = re.compile(r"(?i)h|(res)?blocks?")
+COUNT = re.compile(r"(?<![^.])\d+(?![^.])")  # a component that is a number
+BIAS = re.compile(r"(?i)(^|[._])bias([._]|$)")
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float = 0.01,
+    sage: Selector = "attention+ffn",
+    *,
+    no_decay: Selector | None = None,
+) -> list[dict[str, Any]]:
+    """Groups of a model's trainable parameters: with and without decay, with and without SAGE.
+
+    Biases, norms and everything else with fewer than two dimensions (layer scales, logit scales,
+    gates) get no decay: such a parameter sets an offset or a scale, whose right value is not near
+    zero. A relative-position bias is a bias, whatever its shape. A tied weight appears once, under
+    its first name; it is in a scope if any of its names is. Parameters with requires_grad=False
+    are left out.
+
+    Call it before a wrapper that flattens or partitions parameters (FSDP1, ZeRO-3): afterwards
+    their dimensions are gone. FSDP2, DDP and torch.compile keep them.
+
+    Args:
+        model: any module with trainable parameters; LoRA adapters count as the module they adapt.
+        weight_decay: finite, ≥ 0; of every parameter but those above, which get 0.
+        sage: "attention+ffn", the authors' scope, without the norms, relative-position tables and
+            mixture-of-experts routers inside it; "attention" or "ffn", half of it; "all"; "none";
+            a regular expression, searched for (`re.search`) in each parameter's name; a list of
+            them, any of which may match; or a callable (name, parameter) -> bool.
+        no_decay: more parameters without decay: a regular expression, a list of them or a
+            callable. None adds nothing.
+
+    Returns:
+        At most four groups {"params": [(name, parameter), ...], "weight_decay": float,
+        "sage": bool}: SAGE before the rest, decayed before not decayed, each in the order of
+        `model.named_parameters()`; empty groups are left out.
+
+    Raises:
+        ValueError: weight_decay is negative or not finite; the model has no trainable parameter;
+            a scope, pattern or callable that selects none of them; an invalid pattern.
+        TypeError: model, weight_decay, sage or no_decay of the wrong type.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=16)
+        >>> model = nn.ModuleDict({"layers": nn.ModuleList([layer]), "head": nn.Linear(8, 2)})
+        >>> for group in param_groups(model):
+        ...     first_name, _ = group["params"][0]
+        ...     print(group["sage"], group["weight_decay"], len(group["params"]), first_name)
+        True 0.01 4 layers.0.self_attn.in_proj_weight
+        True 0.0 4 layers.0.self_attn.in_proj_bias
+        False 0.01 1 head.weight
+        False 0.0 5 layers.0.norm1.weight
+
+    Source: the scope and the decay are those of the code released with Liang et al., ICLR 2022,
+    arXiv 2202.02664, which names them for BERT and RoBERTa.
+    """
+    _check(model, weight_decay)
+    names: dict[Tensor, list[str]] = {}
+    for name, param in model.named_parameters(remove_duplicate=False):
+        names.setdefault(param, []).append(name)
+    trainable = {param: found for param, found in names.items() if param.requires_grad}
+    if not trainable:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameter ({len(names)} parameters, none "
+            "with requires_grad=True). Unfreeze some, or add adapters, before making groups."
+        )
+    scope = _scope(model, trainable, sage)
+    spared = set() if no_decay is None else _select(trainable, no_decay, "no_decay")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    groups: dict[tuple[bool, float], list[tuple[str, Tensor]]] = {
+        (scaled, decay): [] for scaled in (True, False) for decay in (float(weight_decay), 0.0)
+    }
+    for param, found in trainable.items():
+        exempt = param.ndim < 2 or param in spared or any(_is_offset(n, modules) for n in found)
+        decay = 0.0 if exempt else float(weight_decay)
+        groups[param in scope, decay].append((found[0], param))
+    return [
+        {"params": params, "weight_decay": decay, "sage": scaled}
+        for (scaled, decay), params in groups.items()
+        if params
+    ]
+
+
+def module_kind(name: str) -> Kind:
+    """What a parameter or module is, judged by its dotted name alone.
+
+    Only attention and feed-forward modules in numbered layers are told as such. `locate` has the
+    whole model before it and knows better: it sees classes and neighbours too.
+
+    Args:
+        name: as in `model.named_parameters()` or `model.named_modules()`.
+
+    Returns:
+        "attention", "feed-forward", "embedding", "norm", "head" or "other".
+
+    Example:
+        >>> module_kind("bert.encoder.layer.3.attention.self.query.weight")
+        'attention'
+        >>> module_kind("bert.encoder.layer.3.attention.output.LayerNorm.weight")
+        'norm'
+        >>> module_kind("bert.pooler.dense.weight")
+        'head'
+    """
+    return _locate(name, None).kind
+
+
+def layer_of(name: str) -> tuple[str, int | None]:
+    """The layer that a parameter is part of, and that layer's number, judged by its name alone.
+
+    Args:
+        name: as in `model.named_parameters()`.
+
+    Returns:
+        The attention or feed-forward module that holds the parameter (two halves that lie loose
+        in one layer are its "feed-forward"), or else the module that owns it; and the number of
+        the layer, within its stage where there are stages, None for what is in none.
+
+    Example:
+        >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
+        ('bert.encoder.layer.3.attention', 3)
+        >>> layer_of("model.decoder.layers.0.fc1.weight")
+        ('model.decoder.layers.0.feed-forward', 0)
+        >>> layer_of("bert.pooler.dense.weight")
+        ('bert.pooler.dense', None)
+    """
+    place = _locate(name, None)
+    return place.layer, place.depth
+
+
+def locate(model: nn.Module) -> dict[str, Place]:
+    """The place of every parameter of a model, by each of its names (a tied weight has several).
+
+    This is what `param_groups` decides by. A feed-forward module counts as one if its layer, or
+    the list its layer is in, holds attention, or nothing in the model does; attention outside
+    numbered layers counts only in a model that has none inside them, so that attention pooling
+    in a head stays out.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Parameter name → `Place(layer, depth, kind)`, in the order of the parameters.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True)
+        >>> locate(nn.TransformerEncoder(layer, num_layers=2))["layers.1.linear2.weight"]
+        Place(layer='layers.1.feed-forward', depth=1, kind='feed-forward')
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if isinstance(model, nn.MultiheadAttention):
+        return {name: Place("attention", None, "attention") for name in names}
+    structure = _Structure(model)
+    return {name: _locate(name, structure) for name in names}
+
+
+class _Structure:
+    """What the names alone do not tell: the modules, and which of them stand near attention."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.beside: set[str] = set()  # modules with an attention module as a child
+        self.above: set[str] = set()  # and those with one anywhere below
+        self.mixtures: set[str] = set()  # modules with experts as a child
+        self.numbered = False  # whether attention occurs in numbered layers
+        for name, module in self.modules.items():
+            parent, _, component = name.rpartition(".")
+            if "expert" in component.lower():
+                self.mixtures.add(parent)
+            if not name or _kind_of(component, module) != "attention":
+                continue
+            outer = parent.split(".") if parent else []
+            if any(map(HEAD.search, outer)) or next(module.parameters(), None) is None:
+                continue
+            self.beside.add(parent)
+            self.above.update(".".join(outer[:end]) for end in range(len(outer) + 1))
+            self.numbered |= any(map(NUMBER.fullmatch, outer))
+
+
+def _kind_of(component: str, module: nn.Module | None) -> Kind | None:
+    """What a component of a name, or the class of its module, says of it."""
+    for kind, (name_mark, class_mark) in MARKS.items():
+        by_class = re.search(class_mark, type(module).__name__, re.IGNORECASE)
+        if by_class or re.search(name_mark, component, re.IGNORECASE):
+            return kind
+    return None
+
+
+def _locate(name: str, structure: _Structure | None) -> Place:
+    """Read a name from its end: the innermost component that says something decides."""
+    full = name.split(".")
+    kept = [i for i, part in enumerate(full) if part not in WRAPPERS and (i or part != "module")]
+    parts = [full[i] for i in kept]
+    paths = [".".join(full[: i + 1]) for i in kept]  # the names of their modules
+    kinds = _kinds(parts, paths, structure)
+    inner: Kind | None = next((kind for kind in reversed(kinds) if kind), None)
+    if inner == "attention" or inner == "feed-forward":
+        for at, kind in enumerate(kinds):  # the outermost module of this kind is the layer
+            if kind == inner and _counts(parts, paths, at, inner, structure):
+                return _layer(parts, at, inner)
+        inner = None
+    head = any(map(HEAD.search, parts))
+    shared = "shared" in parts[-2:]  # T5, BART and Marian call their token embedding so
+    kind = inner or ("head" if head else "embedding" if shared else "other")
+    owner = ".".join(parts[:-1] or parts) or name
+    outside = kind == "head" or "embedding" in kinds
+    return Place(owner, None if outside else _depth(parts), kind)
+
+
+def _kinds(parts: list[str], paths: list[str], structure: _Structure | None) -> list[Kind | None]:
+    """What each component of a name says, its neighbours heard."""
+    modules = structure.modules if structure else {}
+    kinds: list[Kind | None] = []
+    for index, (part, path) in enumerate(zip(parts, paths, strict=True)):
+        kind = _kind_of(part, modules.get(path))
+        parent = path.rpartition(".")[0]
+        if kind is None and HALF.fullmatch(part):
+            if structure is None:
+                loose = index > 0 and NUMBER.fullmatch(parts[index - 1])
+            elif part == "output":
+                loose = f"{parent}.intermediate".lstrip(".") in modules
+            else:
+                loose = parent in structure.beside
+            kind = "feed-forward" if loose else None
+        gate = part == "gate" and bool(kinds) and kinds[-1] == "feed-forward"
+        if structure:
+            gate = gate and parent in structure.mixtures  # else the gate of a gated unit
+        if gate or ROUTER.search(part):
+            kind = "other"
+        kinds.append(kind)
+    return kinds
+
+
+def _counts(
+    parts: list[str], paths: list[str], at: int, kind: Kind, structure: _Structure | None
+) -> bool:
+    """Whether what is named like attention or feed-forward is a layer's own."""
+    if any(map(HEAD.search, parts[:at])):
+        return False
+    numbers = [i for i in range(at) if NUMBER.fullmatch(parts[i])]
+    if structure is None:
+        return bool(numbers)
+    if not numbers:
+        parent = paths[at].rpartition(".")[0]
+        return not structure.numbered and (kind == "attention" or parent in structure.beside)
+    if kind == "attention" or not structure.above:
+        return True
+    layers = {paths[i] for i in numbers}
+    lists = {layer.rpartition(".")[0] for layer in layers} - {""}
+    return not structure.above.isdisjoint(layers | lists)
+
+
+def _layer(parts: list[str], at: int, kind: Kind) -> Place:
+    """The attention or feed-forward layer at this component."""
+    loose = parts[at] in {"intermediate", "ffn_output"} or at == len(parts) - 2
+    half = kind == "feed-forward" and (loose or HALF.fullmatch(parts[at]))
+    layer = ".".join([*parts[:at], "feed-forward" if half else parts[at]])
+    return Place(layer, _depth(parts[:at]), kind)
+
+
+def _depth(parts: list[str]) -> int | None:
+    """The number of the block, or else the innermost number: T5 has `block.3.layer.1`."""
+    depth = None
+    for before, part in zip(["", *parts], parts, strict=False):
+        if found := NUMBER.fullmatch(part):
+            depth = int(found[1])
+            if BLOCK.fullmatch(before):
+                return depth
+    return depth
+
+
+def _is_offset(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a parameter is a bias or part of a norm."""
+    owner = name.rpartition(".")[0]
+    return bool(BIAS.search(name)) or _kind_of(owner.rpartition(".")[2], modules[owner]) == "norm"
+
+
+def _scope(model: nn.Module, trainable: _Names, sage: Selector) -> set[Tensor]:
+    """The parameters that get SAGE."""
+    if sage == "all" or sage == "none":
+        return set(trainable if sage == "all" else ())
+    if not (isinstance(sage, str) and sage in SCOPES):
+        return _select(trainable, sage, "sage")
+    places, kinds = locate(model), SCOPES[sage]
+    found = _matching(trainable, lambda name, _: places[name].kind in kinds)
+    if found:
+        return found
+    frozen = sum(place.kind in kinds for place in places.values())
+    raise ValueError(
+        f"sage={sage!r} found no trainable {' or '.join(sorted(kinds))} parameter in "
+        f"{type(model).__name__}{f' ({frozen} such are frozen)' if frozen else ''}. It looks for "
+        "them in numbered layers, by the names of the modules (self_attn, attention, mlp, ffn, "
+        f"fc1, …) and their classes. {_listing(trainable)} Give a regular expression or a callable "
+        'that selects them, or sage="all", or sage="none".'
+    )
+
+
+def _select(trainable: _Names, selector: Selector, option: str) -> set[Tensor]:
+    """The parameters that regular expressions or a callable select."""
+    allowed = ALLOWED if option == "sage" else PATTERNS
+    if callable(selector):
+        if found := _matching(trainable, selector):
+            return found
+        raise ValueError(
+            f"The callable given as {option} selected none of {len(trainable)} trainable "
+            f"parameters. {_listing(trainable)} It must return True for some. {allowed}"
+        )
+    patterns = [selector] if isinstance(selector, str) else selector
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(f"{option}={selector!r} of type {type(selector).__name__}. {allowed}")
+    if not patterns:
+        raise ValueError(f"{option}={selector!r} holds no pattern. {allowed}")
+    selected: set[Tensor] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{option}={pattern!r} is not a valid regular expression: {error}. Put a "
+                f"backslash before a character that stands for itself. {allowed}"
+            ) from error
+        found = _matching(trainable, lambda name, _, search=expression.search: search(name))
+        if not found:
+            raise ValueError(
+                f"{option}={pattern!r} matches none of {len(trainable)} trainable parameters. "
+                f"{_near_misses(pattern, trainable)} {allowed}"
+            )
+        selected |= found
+    return selected
+
+
+def _matching(trainable: _Names, accept: Callable[[str, Tensor], Any]) -> set[Tensor]:
+    return {p for p, names in trainable.items() if any(accept(name, p) for name in names)}
+
+
+def _near_misses(pattern: str, trainable: _Names) -> str:
+    """A sentence with the names, and parts of names, that look most like a pattern."""
+    text = re.sub(r"\\d[+*]?", "0", pattern)
+    text = re.sub(r"\\[A-Za-z]|[\\^$*+?{}\[\]()|]", "", text).strip(".").lower()
+    candidates: dict[str, str] = {}  # one of those that differ in their numbers alone
+    for parts in (name.split(".") for names in trainable.values() for name in names):
+        for start, end in itertools.combinations(range(len(parts) + 1), 2):
+            if not (parts[start].isdigit() or parts[end - 1].isdigit()):
+                piece = ".".join(parts[start:end])
+                candidates.setdefault(COUNT.sub("0", piece.lower()), piece)
+    close = difflib.get_close_matches(COUNT.sub("0", text), candidates, n=8, cutoff=0.6)
+    if not close:
+        return _listing(trainable)
+    return f"Near misses: {', '.join(candidates[each] for each in close)}."
+
+
+def _listing(trainable: _Names) -> str:
+    first = [names[0] for names in trainable.values()]
+    rest = f", … ({len(first)} in all)" if len(first) > 8 else ""
+    return f"Its trainable parameters: {', '.join(first[:8])}{rest}."
+
+
+def _check(model: nn.Module, weight_decay: float) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is of type {type(model).__name__}, not a torch.nn.Module. Give the model "
+            "itself, not its parameters: their names are needed."
+        )
+    number = isinstance(weight_decay, int | float) and not isinstance(weight_decay, bool)
+    if not (number and math.isfinite(weight_decay) and weight_decay >= 0):
+        raise (ValueError if number else TypeError)(
+            f"weight_decay={weight_decay!r}. Allowed: a finite number ≥ 0; 0 for none."
+        )
