@@ -1,0 +1,42 @@
+"""The program `sagelr`, and what its commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sagelr.version import __version__
+
+app = typer.Typer(
+    help="SAGE learning rates: compare a SAGE optimizer with its tuned base, fairly.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A built-in recipe, or the path of a .toml file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting, as in train.epochs=5."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"sagelr {__version__}")
+        raise typer.Exit
+
+
+def overrides_of(given: list[str] | None) -> dict[str, Any]:
+    from sagelr.recipe import parse_override
+
+    return dict(parse_override(text) for text in given or [])

@@ -1,0 +1,240 @@
+"""sagelr compare."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sagelr.commands.app import RecipeArgument, SetOption, app, console, overrides_of
+from sagelr.errors import SagelrError
+
+if TYPE_CHECKING:
+    from sagelr.recipe import Recipe
+    from sagelr.study.run import Standing
+
+PAGE_EVERY = 15.0  # seconds between renderings of the page while runs finish
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Arms to compare, in place of the recipe's.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Seeds that the arms are compared on.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the study; runs/RECIPE by default.")
+    ] = None,
+    set_: SetOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke run of seconds that proves nothing.")
+    ] = False,
+) -> None:
+    """Tune every arm alike, compare them on fresh seeds, and write results.json and report.html.
+
+    Ctrl-C keeps what is finished; the same command goes on from there.
+    """
+    from sagelr.recipe import load
+    from sagelr.study.run import PAGE, Request
+    from sagelr.study.run import compare as run
+
+    overrides = overrides_of(set_)
+    if seeds is not None:
+        overrides["study.report_seeds"] = seeds
+    names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
+    checked = load(recipe, overrides, arms=names, quick=quick)
+    folder = out or Path("runs") / (checked.name + ("-quick" if quick else ""))
+    page = _Page()
+    with _Display(f"{checked.name}{' (smoke run)' if quick else ''}") as display:
+        display.note(f"{checked.title}. Results and page: {folder}")
+        document = run(
+            Request(
+                recipe=checked,
+                out=folder,
+                jobs=jobs or _jobs(checked),
+                command=shlex.join(["sagelr", *sys.argv[1:]]),
+                overrides=overrides,
+                quick=quick,
+                published=page.render,
+                standing=display.show,
+                note=display.note,
+            )
+        )
+    page.render(document, folder, last=True)
+    _tell(document, checked)
+    if page.problem:
+        console.print(page.problem, style="yellow", markup=False)
+    else:
+        console.print(f"Page: {folder / PAGE}", markup=False, soft_wrap=True)
+    failed = [entry for entry in document["runs"] if entry["status"] == "failed"]
+    if failed:
+        raise SagelrError(
+            f"{len(failed)} of {len(document['runs'])} runs failed, the first of them "
+            f"{failed[0]['key']}: {failed[0]['error']}. The same command tries them again."
+        )
+
+
+class _Page:
+    """Renders report.html now and then; a page that cannot be made does not stop the study."""
+
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self._last = float("-inf")
+        self._told: Any = None
+
+    def render(self, document: dict[str, Any], folder: Path, last: bool = False) -> None:
+        if not last and (self.problem or time.monotonic() - self._last < PAGE_EVERY):
+            return
+        self.problem = None
+        try:
+            from sagelr.report import write_report
+
+            write_report(document, folder / "report.html")
+        except ModuleNotFoundError as error:
+            self.problem = (
+                f"No page: {error.name} is missing. Install it with pip install 'sagelr[report]', "
+                f"then: sagelr report {folder}"
+            )
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            self.problem = (
+                f"No page: {type(error).__name__}: {error}. The results are in "
+                f"{folder / 'results.json'}."
+            )
+        self._last = time.monotonic()
+
+
+class _Display:
+    """Progress: a bar in a terminal, a line now and then elsewhere."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Progress | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> _Display:
+        if console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[count]}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=console,
+                transient=True,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("starting", total=1.0, count="", left="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def note(self, line: str) -> None:
+        """A line that stays."""
+        console.print(line, markup=False, soft_wrap=True)
+
+    def show(self, standing: Standing) -> None:
+        """How far the study is."""
+        left = _left(standing.seconds_left)
+        count = f"{standing.done} of {standing.total} runs"
+        if self.bar is not None:
+            self.bar.update(
+                self.task,
+                description=standing.status,
+                completed=standing.share,
+                count=count,
+                left=left,
+            )
+        elif standing.share >= self._next and standing.done:
+            self._next = standing.share + 0.1
+            print(f"{standing.status}: {count}{', ' if left else ''}{left}", flush=True)
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
+def _jobs(recipe: Recipe) -> int:
+    """One training a core, as far as memory goes."""
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    memory = int(psutil.virtual_memory().available / 2**30)  # a worker takes 0.6 GiB
+    return max(1, min(cores // recipe.train.threads, memory))
+
+
+def _tell(document: dict[str, Any], recipe: Recipe) -> None:
+    """The verdict in words, and a small table."""
+    metric = recipe.score
+    if document["quick"]:
+        console.print("This was a smoke run: it shows that everything works, and proves nothing.")
+    for found in document["comparisons"]:
+        console.print(sentence(found, document, recipe), markup=False)
+        table = Table()
+        for heading in ("arm", "setting", f"test {metric.name}", "sd", "seeds"):
+            table.add_column(heading)
+        for name, arm in found["arms"].items():
+            setting = document["tuning"][name]["chosen"]
+            table.add_row(
+                document["arms"][name]["label"],
+                ", ".join(f"{axis} {value:g}" for axis, value in setting.items()),
+                metric.show(arm["mean"]),
+                metric.show(arm["sd"]),
+                str(arm["n"]),
+            )
+        console.print(table)
+    if not document["comparisons"]:
+        console.print("No comparison: it takes a sage arm, its base, and two seeds of both.")
+
+
+def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) -> str:
+    """The verdict of one comparison in plain words."""
+    metric = recipe.score
+    unit = " points" if metric.unit == "%" else metric.unit
+
+    def amount(value: float, sign: str = "+") -> str:
+        return f"{value * metric.scale:{sign}.2f}{unit}"
+
+    sage, base = (document["arms"][found[side]]["label"] for side in ("sage", "base"))
+    gap = found["difference"]
+    low, high = (amount(value) for value in gap["ci95"])
+    details = (
+        f"{metric.name} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
+        f"{gap['p_value']:.2g}, {found['n']} paired seeds)"
+    )
+    margin = amount(found["margin"], "")
+    match found["verdict"]:
+        case "better":
+            return f"{sage} is better than {base}: {details}."
+        case "worse":
+            return f"{sage} is worse than {base}: {details}."
+        case "equivalent":
+            real = " The difference is real but within the margin." if found["significant"] else ""
+            return f"{sage} and {base} are equivalent within {margin}: {details}.{real}"
+    detectable = amount(found["smallest_detectable"], "")
+    return (
+        f"No difference between {sage} and {base} was found, nor is it shown that there is none: "
+        f"{details}. With these seeds a difference of {detectable} would have been found in four "
+        f"cases of five. {found['settles']}"
+    )

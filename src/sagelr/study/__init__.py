@@ -1,0 +1,1 @@
+"""A comparison of arms: plan, queue, run, statistics → results.json."""

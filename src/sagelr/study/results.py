@@ -1,0 +1,284 @@
+"""results.json: everything a study has found so far, assembled from its queues alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import sagelr
+from sagelr.recipe import Recipe, Setting
+from sagelr.study import statistics
+from sagelr.study.plan import Tuned
+from sagelr.train import name_of
+
+SCHEMA = 1
+LIBRARIES = ("torch", "transformers", "accelerate", "optuna", "numpy", "scipy", "scikit-learn")
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Write JSON so that the file is whole at every moment.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; the old file is left.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def now() -> str:
+    """The time, as results.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def assemble(
+    recipe: Recipe,
+    *,
+    about: Mapping[str, Any],
+    status: str,
+    total: int,
+    runs: Mapping[str, dict[str, Any]],
+    arms: Mapping[str, Tuned],
+    chosen: Mapping[str, Setting] | None,
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """The whole document.
+
+    Args:
+        recipe: as validated.
+        about: created, command, overrides, quick, machine, versions, data, looks.
+        status: "tuning", "reporting" or "complete".
+        total: runs of the plan as it stands.
+        runs: key → entry of every run that is finished or failed.
+        arms: each arm after what tuning has shown so far.
+        chosen: setting of each arm, once tuning is done.
+        seeds: those that arms are compared on.
+    """
+    shown = recipe.to_json() | {"metric": recipe.score.to_json()}
+    shown["study"]["report_seeds"] = len(seeds)
+    comparisons = compare(recipe, runs, chosen, seeds) if chosen else []
+    return {
+        "schema": SCHEMA,
+        "sagelr": sagelr.__version__,
+        "created": about["created"],
+        "updated": now(),
+        "status": status,
+        "quick": about["quick"],
+        "progress": {"done": len(runs), "total": max(total, len(runs))},
+        "command": about["command"],
+        "recipe": shown,
+        "overrides": about["overrides"],
+        "machine": about["machine"],
+        "versions": about["versions"],
+        "data": about["data"],
+        "arms": {
+            name: {
+                "label": arm.label,
+                "role": arm.role,
+                "base": arm.base,
+                "optimizer": arm.optimizer,
+                "options": arm.options,
+                "grid": arms[name].grid,
+            }
+            for name, arm in recipe.chosen_arms().items()
+        },
+        "runs": [runs[key] for key in sorted(runs)],
+        "tuning": {
+            name: _tuning(recipe, name, tuned, runs, (chosen or {}).get(name))
+            for name, tuned in arms.items()
+        },
+        "comparison": comparisons[0] if comparisons else None,
+        "comparisons": comparisons,
+        "looks": about["looks"],
+    }
+
+
+def value_of(recipe: Recipe, result: Mapping[str, Any]) -> float | None:
+    """What tuning minimises of a run: inf where it diverged, None where it failed."""
+    if result["status"] == "failed":
+        return None
+    if result["status"] == "diverged":
+        return float("inf")
+    by = recipe.study.select_by
+    value = result["scores"]["validation"][by]
+    lower_is_better = by == "loss" or not recipe.family.metrics[by].greater_is_better
+    return value if lower_is_better else -value
+
+
+def _tuning(
+    recipe: Recipe,
+    name: str,
+    tuned: Tuned,
+    runs: Mapping[str, dict[str, Any]],
+    chosen: Setting | None,
+) -> dict[str, Any]:
+    """One arm's settings with their scores."""
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for run in runs.values():
+        if run["stage"] == "tune" and run["arm"] == name:
+            by_setting.setdefault(name_of(run["setting"]), []).append(run)
+    settings = []
+    for found in by_setting.values():
+        found = sorted(found, key=lambda run: run["seed"])
+        complete = [run["scores"]["validation"] for run in found if run["status"] == "complete"]
+        # A mean over the seeds that went well would make a setting look safer than it is.
+        whole = bool(complete) and len(complete) == len(found)
+        settings.append(
+            {
+                "setting": found[0]["setting"],
+                "values": [scores[recipe.study.select_by] for scores in complete],
+                "mean": _mean([s[recipe.study.select_by] for s in complete]) if whole else None,
+                "score_mean": _mean([s[recipe.metric] for s in complete]) if whole else None,
+                "failed": len(found) - len(complete),
+            }
+        )
+    return {
+        "settings": sorted(settings, key=lambda entry: list(entry["setting"].values())),
+        "chosen": chosen,
+        "on_edge": tuned.on_edge if chosen else False,
+        "extended": list(tuned.extended),
+    }
+
+
+def compare(
+    recipe: Recipe,
+    runs: Mapping[str, dict[str, Any]],
+    chosen: Mapping[str, Setting],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Every sage arm against its base, paired by seed; nothing for a pair with under two seeds."""
+    arms = recipe.chosen_arms()
+    pairs = [(arm.base, name) for name, arm in arms.items() if arm.base in arms]
+    found = (_compare(recipe, runs, chosen, seeds, base, sage) for base, sage in pairs if base)
+    return [entry for entry in found if entry is not None]
+
+
+def _compare(
+    recipe: Recipe,
+    runs: Mapping[str, dict[str, Any]],
+    chosen: Mapping[str, Setting],
+    seeds: Sequence[int],
+    base: str,
+    sage: str,
+) -> dict[str, Any] | None:
+    sides = {name: _reported(runs, name, chosen[name], seeds) for name in (base, sage)}
+    complete = {
+        name: {seed: run for seed, run in found.items() if run["status"] == "complete"}
+        for name, found in sides.items()
+    }
+    paired = [seed for seed in seeds if all(seed in found for found in complete.values())]
+    if len(paired) < 2:
+        return None
+    scores = {
+        name: [complete[name][seed]["scores"]["test"][recipe.metric] for seed in paired]
+        for name in sides
+    }
+    entry = statistics.compare(
+        scores[base],
+        scores[sage],
+        margin=recipe.study.margin,
+        greater_is_better=recipe.score.greater_is_better,
+    )
+    failed = {name: len(sides[name]) - len(complete[name]) for name in sides}
+    if failed[base] or failed[sage]:
+        # The seeds that are left are those on which both went well: they say nothing of the rest.
+        labels = recipe.arms
+        told = " and ".join(
+            f"{failed[name]} of {len(sides[name])} runs of {labels[name].label}" for name in sides
+        )
+        entry |= {
+            "verdict": "inconclusive",
+            "seeds_needed": None,
+            "settles": f"{told} did not end with a score. What is left cannot decide; a lower lr, "
+            "or finding out why they ended, comes first.",
+        }
+    return {
+        "base": base,
+        "sage": sage,
+        "metric": recipe.metric,
+        "seeds": paired,
+        "arms": {name: statistics.summary(values) for name, values in scores.items()},
+        **entry,
+        "failed": failed,
+        "cost": {name: _cost([complete[name][seed] for seed in paired]) for name in sides},
+    }
+
+
+def _reported(
+    runs: Mapping[str, dict[str, Any]], arm: str, setting: Setting, seeds: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """Report runs of one arm at its chosen setting, by seed."""
+    return {
+        run["seed"]: run
+        for run in runs.values()
+        if run["stage"] == "report"
+        and run["arm"] == arm
+        and run["setting"] == setting
+        and run["seed"] in seeds
+    }
+
+
+def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    return {key: _mean([run[key] for run in runs]) for key in ("seconds", "peak_memory_mib")}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# -- where it ran -------------------------------------------------------------------------------
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the study runs on.
+
+    Args:
+        device: as trained on.
+    """
+    import psutil
+
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count() or 1,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """The libraries that results depend on."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

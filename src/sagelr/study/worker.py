@@ -1,0 +1,147 @@
+"""A worker process: trains what it is sent, one run after another, and writes nothing.
+
+Messages to it: a `Run`, or None to end. Messages from it: ("ready", data), ("progress", share),
+("done", result), ("error", line), and ("broken", line) when it cannot start at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.connection import Connection
+from typing import Any
+
+from sagelr.errors import SagelrError
+from sagelr.recipe import Recipe
+from sagelr.train import Run, train
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Worker:
+    """The parent's end of a worker process.
+
+    Args:
+        recipe: what it trains, as plain data.
+        threads: CPU threads of one training.
+    """
+
+    def __init__(self, recipe: dict[str, Any], threads: int) -> None:
+        context = get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_main, args=(other, recipe), daemon=True)
+        with _environment(threads), _ctrl_c_ignored():
+            self.process.start()
+        other.close()
+        self.ready = False
+        self.run: Run | None = None
+        self.share = 0.0
+
+    def send(self, run: Run) -> None:
+        """Have it train; if it is dead already, that shows at the next look."""
+        self.run, self.share = run, 0.0
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send(run)
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        """Whatever has arrived."""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while self.pipe.poll():
+                yield self.pipe.recv()
+
+    def death(self) -> str | None:
+        """How it died; None if it lives."""
+        self.process.join(0)
+        status = self.process.exitcode
+        if status is None:
+            return None
+        if status < 0:
+            name = signal.Signals(-status).name
+            why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+            return f"its process was ended by {name}{why}"
+        return f"its process ended with exit status {status}"
+
+    def stop(self) -> None:
+        """End it now, in the middle of a run if need be."""
+        self.process.terminate()
+        self.process.join(2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+@contextlib.contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Threads are counted when torch is loaded, before any line of ours runs in the child."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal; the parent alone is to act on it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited through exec
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        import transformers.trainer  # noqa: F401  (seconds that would count as the first run's)
+
+        checked = Recipe.model_validate(recipe)
+        task = checked.make_task()
+        pipe.send(("ready", task.describe()))
+    except Exception as error:  # whatever it is, the parent has to be told
+        pipe.send(("broken", _line(error)))
+        return
+    while True:
+        try:
+            run = pipe.recv()
+        except EOFError:
+            return
+        if run is None:
+            return
+        try:
+            result = train(
+                checked, run, task, progress=lambda share: pipe.send(("progress", share))
+            )
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            pipe.send(("error", _line(error)))
+        else:
+            pipe.send(("done", result))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, SagelrError) else f"{type(error).__name__}: {text}"
