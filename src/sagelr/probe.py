@@ -42,8 +42,28 @@ def multiplier(optimizer: Optimizer, param: Tensor) -> Tensor:
     group = group_of(optimizer, param)
     if not group["sage"]:
         return torch.ones_like(param, dtype=compute_dtype(param.dtype))
+    if group.get("relative") is not None:
+        return _relative(optimizer, group, param)
     current, _, smoothed = observe(optimizer, group, param)
     return rule.multiplier(rule.variation(current, smoothed), smoothed, group["sage_eps"])
+
+
+def _relative(optimizer: Optimizer, group: Mapping[str, Any], param: Tensor) -> Tensor:
+    if param.ndim < 2:
+        return torch.ones_like(param, dtype=compute_dtype(param.dtype))
+    compared = [param]
+    if group["relative_over"] == "group":
+        compared = [p for p in group["params"] if p.grad is not None and p.ndim >= 2]
+    seen = [observe(optimizer, group, each) for each in compared]
+    smoothed = [corrected for _, _, corrected in seen]
+    variation = [rule.variation(current, corrected) for current, _, corrected in seen]
+    multipliers = rule.relative_multiplier(
+        smoothed,
+        group["relative"],
+        group["sage_eps"],
+        variation=variation if group["relative_confidence"] else None,
+    )
+    return next(r for each, r in zip(compared, multipliers, strict=True) if each is param)
 
 
 def group_of(optimizer: Optimizer, param: Tensor) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "multiplier",
     "multiplier_bound",
     "ratio_multiplier",
+    "relative_multiplier",
     "sensitivity",
     "smooth",
     "variation",
@@ -173,6 +174,60 @@ def multiplier(
     ratio = torch._foreach_add(variation, eps)  # type: ignore[arg-type]
     torch._foreach_div_(ratio, torch._foreach_add(smoothed, eps))  # type: ignore[arg-type]
     return list(ratio)
+
+
+def relative_multiplier(
+    smoothed: Tensors,
+    strength: float,
+    eps: float,
+    *,
+    variation: Tensors | None = None,
+    bound: float = 4.0,
+) -> list[Tensor]:
+    """Beyond the paper: a factor on lr from sensitivity compared with that of other parameters.
+
+    ::
+
+        w = ((Ī + ε) / (mean Ī + ε))^(−α)     clipped to [1/bound, bound]
+        w ← 1 + c·(w − 1)                      with c = Ī / (Ī + U), where U is given
+        r = w / mean w
+
+    `multiplier` compares a parameter with its own recent past, and the level of its sensitivity
+    cancels (see `ratio_multiplier`). This one does what the paper's words say: what is less
+    sensitive than the rest gets a larger lr. The variation is a confidence: a sensitivity that
+    varies as much as it is large has half a say.
+
+    Args:
+        smoothed: Ī of the tensors that are compared with each other, any shapes; a list of one for
+            a comparison within a tensor.
+        strength: α > 0; 0.5 takes a root.
+        eps: ε > 0, in units of the loss.
+        variation: U of each, or None to leave confidence out.
+        bound: > 1.
+
+    Returns:
+        r of each tensor, of its shape; their mean over all elements is 1.
+
+    Example:
+        >>> relative_multiplier([torch.tensor([1.0, 4.0])], 0.5, 1e-12)
+        [tensor([1.3333, 0.6667])]
+
+    Source: ours; it has not been shown to help, see docs/evidence.
+    """
+    count = sum(each.numel() for each in smoothed)
+    if count == 0:
+        return [torch.ones_like(each) for each in smoothed]
+    mean = torch.stack([each.sum() for each in smoothed]).sum() / count
+    weights = [
+        ((each + eps) / (mean + eps)).pow(-strength).clamp(1 / bound, bound) for each in smoothed
+    ]
+    if variation is not None:
+        weights = [
+            1 + (each + eps) / (each + u + eps) * (weight - 1)
+            for each, u, weight in zip(smoothed, variation, weights, strict=True)
+        ]
+    total = torch.stack([weight.sum() for weight in weights]).sum()
+    return [weight * (count / total) for weight in weights]
 
 
 def ratio_multiplier(x: Number, beta0: float) -> Number:

@@ -40,7 +40,7 @@ def choose(
     The fused engine wherever it can run, unless another is asked for; then foreach on accelerators,
     eager elsewhere. Where `fused=True` cannot be had, that is said once.
     """
-    if plan.differentiable:
+    if plan.differentiable or plan.relative is not None:
         return eager.update
     if want_foreach is not None and not want_fused:
         return foreach.update if want_foreach else eager.update

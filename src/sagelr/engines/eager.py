@@ -20,27 +20,31 @@ def update(
     places: Sequence[Place],
 ) -> None:
     """Take one step on every parameter, in place."""
-    for i, (param, grad, place) in enumerate(zip(params, grads, places, strict=True)):
-        own = {name: tensors[i] for name, tensors in state.items()}
-        _update_one(plan, param, grad, own, place)
+    own = [{name: tensors[i] for name, tensors in state.items()} for i in range(len(params))]
+    relative: list[Tensor | None] = [None] * len(params)
+    if plan.relative is not None and plan.sage:
+        relative = _relative(plan, params, grads, own)
+    for each in zip(params, grads, own, places, relative, strict=True):
+        _update_one(plan, *each)
 
 
 def _update_one(
-    plan: Plan, param: Tensor, grad: Tensor, state: dict[str, Tensor], place: Place
+    plan: Plan,
+    param: Tensor,
+    grad: Tensor,
+    state: dict[str, Tensor],
+    place: Place,
+    relative: Tensor | None,
 ) -> None:
-    dtype = compute_dtype(param.dtype)
-    # Autograd remembers θ as an operand, and param is about to be overwritten.
-    theta = param.clone() if plan.differentiable else param
-    theta, gradient = theta.to(dtype), grad.to(dtype)
-    if plan.maximize:
-        gradient = -gradient
+    theta, gradient = _operands(plan, param, grad)
+    dtype = theta.dtype
     state["step"] += 1
     step = plan.count(state["step"])
     chance = plan.chance(state["step"], place)
     averages = {name: formats.read(state, name, dtype) for name in plan.state_names()}
     updated: dict[str, Tensor] = {}
 
-    multiplier = None
+    multiplier = relative
     if plan.sage:
         state["sensitivity_step"] += 1
         sensitivity = rule.sensitivity(theta, gradient)
@@ -49,8 +53,9 @@ def _update_one(
         if plan.sage_bias_correction:
             sensitivity_step = plan.count(state["sensitivity_step"])
             smoothed = rule.bias_correct(smoothed, plan.beta0, sensitivity_step)
-        variation = rule.variation(sensitivity, smoothed)
-        multiplier = rule.multiplier(variation, smoothed, plan.sage_eps)
+        if relative is None:
+            variation = rule.variation(sensitivity, smoothed)
+            multiplier = rule.multiplier(variation, smoothed, plan.sage_eps)
 
     if plan.decay == "l2" and plan.weight_decay:
         gradient = gradient + plan.weight_decay * theta
@@ -69,3 +74,44 @@ def _update_one(
     if plan.rounding == "stochastic" and param.dtype == torch.bfloat16 and chance is not None:
         theta = rounding.stochastic_bfloat16(theta, chance.bits("param", param))
     param.copy_(theta)
+
+
+def _operands(plan: Plan, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """θ and g in the dtype of arithmetic, g in the direction of descent."""
+    dtype = compute_dtype(param.dtype)
+    # Autograd remembers θ as an operand, and param is about to be overwritten.
+    theta = param.clone() if plan.differentiable else param
+    gradient = grad.to(dtype)
+    return theta.to(dtype), -gradient if plan.maximize else gradient
+
+
+def _relative(
+    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], own: list[dict[str, Tensor]]
+) -> list[Tensor | None]:
+    """Multipliers that compare parameters with each other: of matrices; 1 for everything else.
+
+    A pass of its own, which changes nothing: the mean has to be known before any step is taken.
+    """
+    found: list[Tensor | None] = [torch.ones_like(p, dtype=compute_dtype(p.dtype)) for p in params]
+    matrices = [i for i, param in enumerate(params) if param.ndim >= 2]
+    smoothed, variation = {}, {}
+    for i in matrices:
+        theta, gradient = _operands(plan, params[i], grads[i])
+        before = formats.read(own[i], "exp_avg_sensitivity", theta.dtype)
+        sensitivity = rule.sensitivity(theta, gradient)
+        smoothed[i] = rule.smooth(before, sensitivity, plan.beta0)
+        if plan.sage_bias_correction:
+            count = plan.count(own[i]["sensitivity_step"] + 1)
+            smoothed[i] = rule.bias_correct(smoothed[i], plan.beta0, count)
+        variation[i] = rule.variation(sensitivity, smoothed[i])
+    for compared in [matrices] if plan.relative_over == "group" else [[i] for i in matrices]:
+        assert plan.relative is not None
+        multipliers = rule.relative_multiplier(
+            [smoothed[i] for i in compared],
+            plan.relative,
+            plan.sage_eps,
+            variation=[variation[i] for i in compared] if plan.relative_confidence else None,
+        )
+        for i, multiplier in zip(compared, multipliers, strict=True):
+            found[i] = multiplier
+    return found

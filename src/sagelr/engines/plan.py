@@ -16,6 +16,8 @@ Decay = Literal["decoupled", "scaled", "l2"]
 DECAYS: tuple[str, ...] = get_args(Decay)
 Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+Over = Literal["tensor", "group"]
+OVERS: tuple[str, ...] = get_args(Over)
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
 # the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
@@ -57,6 +59,10 @@ class Plan:
         coded: whether the averages of these parameters are in 8-bit codes.
         rounding: how a bf16 parameter is rounded after its step.
         seed: of the random bits.
+        relative: α of `rule.relative_multiplier`, which then takes the place of the multiplier;
+            None for SAGE. The eager engine alone can.
+        relative_over: what sensitivities are compared over.
+        relative_confidence: whether the variation enters it.
     """
 
     base: Base
@@ -74,6 +80,9 @@ class Plan:
     coded: bool = False
     rounding: Rounding = "nearest"
     seed: int = 0
+    relative: float | None = None
+    relative_over: Over = "tensor"
+    relative_confidence: bool = False
 
     def state_names(self) -> tuple[str, ...]:
         """Names of all state that has the parameter's shape."""

@@ -75,6 +75,9 @@ class SageOptimizer(Optimizer):
             state_format=group["state_format"],
             rounding=group["rounding"],
             seed=group["rounding_seed"],
+            relative=group["relative"],
+            relative_over=group["relative_over"],
+            relative_confidence=group["relative_confidence"],
         )
 
     # -- the step -------------------------------------------------------------------------------
@@ -118,6 +121,12 @@ class SageOptimizer(Optimizer):
             offset, sharded = 0, False
             if shards.is_dtensor(param) or shards.is_dtensor(grad):
                 shown, sharded = label(group, i), True
+                if group["relative"] is not None:
+                    raise RuntimeError(
+                        f"{name}: {shown} is sharded, and relative={group['relative']!r} compares "
+                        "it with the whole of its tensor. Leave relative out, or train without "
+                        "sharding."
+                    )
                 grad = shards.local_grad(name, param, grad, shown)
                 offset = shards.offset(name, param, shown) if by_chance else 0
             items.append(_Item(param, grad, Place(position + i, offset), sharded))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagelr.engines.plan import DECAYS, ROUNDINGS
+from sagelr.engines.plan import DECAYS, OVERS, ROUNDINGS
 from sagelr.state.formats import STATE_FORMATS
 
 _Range = tuple[float, float, str, str]
@@ -47,6 +47,7 @@ FLAGS = (
     "maximize",
     "capturable",
     "differentiable",
+    "relative_confidence",
 )
 
 
@@ -118,11 +119,31 @@ def check_group(
             f"{where}foreach=True and fused=True exclude each other. Leave both out for the "
             "fastest engine that can run."
         )
+    _check_relative(where, group)
     if group["differentiable"] and group["state_format"] != "float32":
         raise ValueError(
             f"{where}differentiable=True needs state_format='float32', got "
             f"{group['state_format']!r}: rounding has no gradient."
         )
+
+
+def _check_relative(where: str, group: Mapping[str, Any]) -> None:
+    strength = group["relative"]
+    if group["relative_over"] not in OVERS:
+        allowed = " or ".join(repr(over) for over in OVERS)
+        raise ValueError(
+            f"{where}relative_over={group['relative_over']!r} is not {allowed}. It says which "
+            "sensitivities are compared."
+        )
+    if strength is None:
+        return
+    _check_number(where, "relative", strength, (0.0, 2.0, "(0, 2)", "0.5 is what was tried most"))
+    for option in ("foreach", "fused"):
+        if group[option]:
+            raise ValueError(
+                f"{where}relative={strength!r} runs in the eager engine alone, and {option}=True "
+                f"asks for another. Leave {option} out."
+            )
 
 
 def check_numbers(name: str, group: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sagelr import bases
-from sagelr.engines.plan import Decay, Rounding
+from sagelr.engines.plan import Decay, Over, Rounding
 from sagelr.optim.base import SageOptimizer
 from sagelr.state.formats import StateFormat
 
@@ -46,6 +46,11 @@ class SageSGD(SageOptimizer):
             both. See `sagelr.state.formats`.
         rounding: of bf16 parameters after the step, "nearest" or "stochastic".
         rounding_seed: of the random bits, which depend on it, the step and the element alone.
+        relative: beyond the paper, off by default: α > 0 of `sagelr.rule.relative_multiplier`,
+            which compares the sensitivities of different parameters and takes the place of the
+            multiplier in matrices; other tensors get 1. Runs in the eager engine.
+        relative_over: "tensor" compares within each matrix, "group" over all of the group.
+        relative_confidence: let a sensitivity that varies much count less in that.
 
     Raises:
         ValueError, TypeError: an option out of range or of the wrong kind.
@@ -86,6 +91,9 @@ class SageSGD(SageOptimizer):
         state_format: StateFormat = "float32",
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
+        relative: float | None = None,
+        relative_over: Over = "tensor",
+        relative_confidence: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -109,6 +117,9 @@ class SageSGD(SageOptimizer):
                 "state_format": state_format,
                 "rounding": rounding,
                 "rounding_seed": rounding_seed,
+                "relative": relative,
+                "relative_over": relative_over,
+                "relative_confidence": relative_confidence,
             },
         )
 
