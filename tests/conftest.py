@@ -1,6 +1,9 @@
-"""What tests share: the recorded data, and how Hypothesis runs."""
+"""What tests share: the recorded data, how Hypothesis runs, and the record of integrations."""
 
+import importlib.metadata
+import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,52 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded data: {folder} does not exist; SAGELR_DATA names the folder")
     return folder
+
+
+# -- which library was tested, for docs/integrations.md ------------------------------------------
+# A test module that holds LIBRARY = "peft" tests sagelr with peft. With SAGELR_MATRIX=FILE.json in
+# the environment, what passed is added to that file, from which docs/make_integrations.py makes the
+# page.
+
+
+@pytest.fixture(autouse=True)
+def _library(request: pytest.FixtureRequest) -> None:
+    library = getattr(request.module, "LIBRARY", None)
+    if library is not None:
+        request.node.user_properties.append(("library", library))
+
+
+_seen: dict[str, dict[str, str]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    library = dict(report.user_properties).get("library")
+    over = report.when == "call" or (report.when == "setup" and report.skipped)
+    if library is None or not (over or report.failed):
+        return
+    name = report.nodeid.rpartition("::")[2].partition("[")[0]
+    outcome = report.outcome
+    if report.skipped and isinstance(report.longrepr, tuple):
+        outcome = f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}"
+    tests = _seen.setdefault(library, {})
+    if tests.get(name) != "failed":  # one failed case fails the test
+        tests[name] = outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = os.environ.get("SAGELR_MATRIX")
+    if not target or hasattr(session.config, "workerinput"):
+        return
+    path = Path(target)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for library, tests in _seen.items():
+        try:
+            version = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        entry = known.setdefault(library, {"tests": {}})
+        entry["version"] = version
+        entry["date"] = datetime.now(UTC).date().isoformat()
+        entry["tests"].update(tests)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")

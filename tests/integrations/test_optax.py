@@ -20,6 +20,7 @@ from sagelr.integrations.optax import (  # noqa: E402
     scale_by_sage,
 )
 
+LIBRARY = "optax"
 STEPS = 100
 DECAYS = [{"decay": decay, "weight_decay": 0.1} for decay in ("decoupled", "scaled", "l2")]
 COMMON = [{}, {"beta0": 0.9, "sage_eps": 0.01}, {"sage_bias_correction": False}, *DECAYS]
@@ -186,3 +187,8 @@ def test_clear_errors():
         scale_by_sage(optax.identity(), sage_eps=0)
     with pytest.raises(ValueError, match="decay='none' is not one of"):
         sage_adamw(0.1, decay="none")
+
+
+def test_the_example_learns(example):
+    first, last = example("optax_train").main()
+    assert last < 0.3 * first
