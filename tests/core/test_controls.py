@@ -1,0 +1,123 @@
+"""The controls share what they are said to share with SAGE, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from sagelr import SageAdamW
+from sagelr.optim.controls import CONTROLS, ControlAdamW
+
+OPTIONS = {"lr": 0.1, "beta0": 0.8, "weight_decay": 0.05}
+
+
+def pair(draw, **options):
+    """A control and SageAdamW on equal parameters, after the same first steps."""
+    starts = [draw(6, 5), draw(4)]
+    found = []
+    for cls, extra in ((ControlAdamW, options), (SageAdamW, {})):
+        params = [nn.Parameter(p.clone()) for p in starts]
+        found.append((params, cls(params, **OPTIONS, **extra)))
+    return found
+
+
+def moves(params, optimizer, grads):
+    """What the coming step adds, decay left out."""
+    before = [p.detach().clone() for p in params]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.clone()
+    optimizer.step()
+    keep = 1 - OPTIONS["lr"] * OPTIONS["weight_decay"]
+    return [p.detach() - keep * old for p, old in zip(params, before, strict=True)]
+
+
+def third_step(draw, **options):
+    """Moves of the control, of SageAdamW and of AdamW from one and the same place."""
+    (ours, control), (theirs, sage) = pair(draw, **options)
+    grads = [[draw(6, 5), draw(4)] for _ in range(3)]
+    for some in grads[:2]:
+        moves(ours, control, some)
+    with torch.no_grad():
+        for p, q in zip(ours, theirs, strict=True):
+            q.copy_(p)
+            sage.state[q] = {k: v.clone() for k, v in control.state[p].items()}
+    plain = [nn.Parameter(p.detach().clone()) for p in ours]
+    adamw = SageAdamW(plain, **OPTIONS, sage=False)
+    for p, q in zip(ours, plain, strict=True):
+        adamw.state[q] = {k: v.clone() for k, v in control.state[p].items() if "sens" not in k}
+    last = grads[2]
+    return moves(ours, control, last), moves(theirs, sage, last), moves(plain, adamw, last), last
+
+
+def test_shuffled_has_the_same_multipliers_elsewhere(draw):
+    control, sage, plain, _ = third_step(draw, control="shuffled")
+    for ours, theirs, base in zip(control, sage, plain, strict=True):
+        torch.testing.assert_close(
+            (ours / base).flatten().sort().values, (theirs / base).flatten().sort().values
+        )
+        assert not torch.allclose(ours, theirs)
+
+
+def test_norm_moves_as_far_along_the_base_s_direction(draw):
+    control, sage, plain, _ = third_step(draw, control="norm")
+    for ours, theirs, base in zip(control, sage, plain, strict=True):
+        torch.testing.assert_close(ours.norm(), theirs.norm())
+        torch.testing.assert_close(ours / ours.norm(), base / base.norm())
+
+
+@pytest.mark.parametrize("control", ["inverse", "variation"])
+def test_means_are_one_before_clipping(control, draw):
+    found, _, plain, _ = third_step(draw, control=control)
+    for ours, base in zip(found, plain, strict=True):
+        r = ours / base
+        assert (r > 0).all()
+        assert r.max() <= 10 * (1 + 1e-9)
+        if r.max() < 9.9:
+            torch.testing.assert_close(r.mean().item(), 1.0)
+
+
+def test_inverse_is_in_inverse_proportion_to_sensitivity(draw):
+    (params, optimizer), _ = pair(draw, control="inverse")
+    grads = [draw(6, 5), draw(4)]
+    smoothed = (params[1].detach() * grads[1]).abs()  # corrected, after one step
+    moved = moves(params, optimizer, grads)[1].abs()  # Adam's first direction is a sign
+    expected = (1 / smoothed) / (1 / smoothed).mean()
+    torch.testing.assert_close(moved, 0.1 * expected.clamp(max=10), rtol=1e-6, atol=0)
+
+
+def test_gradient_does_not_see_the_weights(draw):
+    """Multipliers from |g| stay as they are where the weights are scaled."""
+    grads = [[draw(6, 5), draw(4)] for _ in range(3)]
+    found = []
+    for factor in (1.0, 7.0):
+        params = [nn.Parameter(factor * torch.ones(6, 5, dtype=torch.float64)),
+                  nn.Parameter(factor * torch.ones(4, dtype=torch.float64))]  # fmt: skip
+        optimizer = ControlAdamW(params, **OPTIONS, control="gradient")
+        found.append([moves(params, optimizer, some) for some in grads])
+    for small, large in zip(*found, strict=True):
+        for a, b in zip(small, large, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_control_trains_and_repeats_itself(control):
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = ControlAdamW(model.parameters(), lr=0.02, control=control)
+        losses = []
+        for _ in range(100):
+            inputs = torch.randn(32, 8)  # anew: sensitivities that do not vary stop SAGE
+            loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.5 * losses[0]
+        found.append(losses)
+    assert found[0] == found[1]
+
+
+def test_an_unknown_control_is_an_error():
+    with pytest.raises(ValueError, match="control='none' is not one of gradient, shuffled"):
+        ControlAdamW([nn.Parameter(torch.ones(2))], control="none")
