@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SLOW   := browser or processes
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint evidence-report clean
 
 demo: $(STAMP)
 	$(BIN)/sagelr compare digits-vit
@@ -29,6 +29,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
+
+# One row of docs/evidence, for example `make evidence-rte-adamw`; TIER=full on a GPU. It goes on
+# where it stopped. `make evidence-digits CONTROLS=1` runs the controls.
+evidence-%: $(STAMP)
+	$(BIN)/python evidence/run.py $* --tier $(or $(TIER),small) $(if $(CONTROLS),--controls)
+
+evidence-report: $(STAMP)
+	$(BIN)/python evidence/report.py
 
 clean:
 	rm -rf $(VENV)
