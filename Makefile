@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SLOW   := browser or processes
 
-.PHONY: demo test test-slow lint evidence-report clean
+.PHONY: demo test test-slow lint docs evidence-report clean
 
 demo: $(STAMP)
 	$(BIN)/sagelr compare digits-vit
@@ -29,6 +29,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --site-dir build/docs
 
 # One row of docs/evidence, for example `make evidence-rte-adamw`; TIER=full on a GPU. It goes on
 # where it stopped. `make evidence-digits CONTROLS=1` runs the controls.
