@@ -49,10 +49,9 @@ def main() -> None:
         skipped = {n: o for n, o in sorted(outcomes.items()) if o.startswith("skipped")}
         failed = sorted(name for name, outcome in outcomes.items() if outcome == "failed")
         shown = str(len(passed)) + (f" (**{len(failed)} failed**)" if failed else "")
-        lines.append(
-            f"| {library} | {entry['version'] or 'not installed'} | {shown} | {len(skipped) or ''} | "
-            f"{entry['date']} | `examples/{example}` |"
-        )
+        version = entry["version"] or "not installed"
+        cells = (library, version, shown, str(len(skipped) or ""), entry["date"])
+        lines.append(f"| {' | '.join(cells)} | `examples/{example}` |")
         details += ["", f"## {library}", "", f"{words[:1].upper()}{words[1:]}.", ""]
         details += [f"- {_words(name)}" for name in passed]
         details += [f"- {_words(name)}: {reason}" for name, reason in skipped.items()]

@@ -2,23 +2,27 @@
 
     python evidence/run.py TASK [--tier small|full] [--controls] [--jobs N]
 
-The study is kept in runs/evidence/; when it is complete, recipe, results, summary and page go to
-results/evidence/TIER/TASK. With --controls the recipe's other arms are compared with SageAdamW's
-base in a study of their own, TASK-controls.
+The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
+go to results/evidence/TIER/TASK. With --controls the controls of the recipe are compared with
+SageAdamW's base in a study of their own, TASK-controls. SAGELR_DATA names a folder of data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+ROWS = ROOT / "evidence" / "rows.toml"
 BASE_AND_SAGE = ["adamw", "sage-adamw"]
+OTHER_ARMS = ["relative", "adamax", "sage-adamax"]
 
 
 def main() -> int:
@@ -28,34 +32,47 @@ def main() -> int:
     parser.add_argument("--controls", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
-    recipe = ROOT / "evidence" / options.tier / f"{options.task}.toml"
-    if not recipe.is_file():
-        known = sorted(path.stem for path in recipe.parent.glob("*.toml"))
-        print(f"There is no {recipe.relative_to(ROOT)}. Known tasks: {', '.join(known)}.")
+    rows = {row["task"]: row for row in tomllib.loads(ROWS.read_text())["row"]}
+    if options.task not in rows:
+        print(f"There is no row {options.task}. Known: {', '.join(rows)}.", file=sys.stderr)
         return 2
+    row = rows[options.task]
+    recipe = row.get(f"recipe_{options.tier}", row["recipe"])
     name = options.task + ("-controls" if options.controls else "")
     study = ROOT / "runs" / "evidence" / options.tier / name
-    command = [sys.executable, "-m", "sagelr", "compare", str(recipe), "--out", str(study)]
+    command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
+    command += ["--arms", ",".join(controls(recipe) if options.controls else row["arms"])]
+    for key, value in {**row[options.tier], **data_of(row)}.items():
+        command += ["--set", f"{key}={json.dumps(value)}"]
     if options.jobs:
         command += ["--jobs", str(options.jobs)]
-    if options.controls:
-        data = tomllib.loads(recipe.read_text())
-        others = [arm for arm in data["arms"] if arm not in data["study"]["arms"]]
-        command += ["--arms", ",".join([*BASE_AND_SAGE, *others])]
-    status = subprocess.run(command, check=False).returncode
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if (study / "results.json").is_file():
-        publish(study, recipe, ROOT / "results" / "evidence" / options.tier / name)
+        publish(study, ROOT / "results" / "evidence" / options.tier / name)
     return status
 
 
-def publish(study: Path, recipe: Path, target: Path) -> None:
+def controls(recipe: str) -> list[str]:
+    """AdamW, SageAdamW, and every arm of a recipe that is a control or a variant of it."""
+    arms = tomllib.loads((ROOT / recipe).read_text())["arms"]
+    return [*BASE_AND_SAGE, *(arm for arm in arms if arm not in {*BASE_AND_SAGE, *OTHER_ARMS})]
+
+
+def data_of(row: dict[str, Any]) -> dict[str, str]:
+    """Where the data of a row lie, if a folder of data is named."""
+    folder = os.environ.get("SAGELR_DATA")
+    if "data" not in row or not folder:
+        return {}
+    return {"task.data": str(Path(folder) / row["data"]), "task.title": "CIFAR-10 (JPEG)"}
+
+
+def publish(study: Path, target: Path) -> None:
     """Copy a complete study to where it stays."""
     results = json.loads((study / "results.json").read_text())
     if results["status"] != "complete":
         print(f"Not complete yet, so not published: {study}")
         return
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(recipe, target / "recipe.toml")
     shutil.copy(study / "report.html", target / "report.html")
     seen = set()
     for run in results["runs"]:
