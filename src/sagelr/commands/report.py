@@ -8,23 +8,27 @@ from typing import Annotated
 import typer
 
 from sagelr.commands.app import app, console
-from sagelr.errors import UsageError
 
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of a study, or its results.json.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER|FILE...",
+            help="Folder of a study or an audit, or a results.json or audit.json; several go on "
+            "one page.",
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="File to write; report.html beside the results by default.")
+        Path | None,
+        typer.Option(help="File to write; report.html beside the first of them by default."),
     ] = None,
 ) -> None:
-    """Render the page of a study anew."""
+    """Render the page of a study, an audit, or both."""
     from sagelr.report import write_report
 
-    path = results / "results.json" if results.is_dir() else results
-    if not path.is_file():
-        raise UsageError(
-            f"{path} does not exist. Give the folder of a study, or the path of its results.json."
-        )
-    written = write_report(path, out or path.with_name("report.html"))
+    first = sources[0]
+    beside = (first if first.is_dir() else first.parent) / "report.html"
+    written = write_report(sources, out or beside)
     console.print(f"Page: {written}", markup=False, soft_wrap=True)

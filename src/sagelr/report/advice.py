@@ -1,0 +1,214 @@
+"""What to try next, by verdict."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sagelr.report.study import Arm, Study
+from sagelr.report.wording import count, duration, listed, seeds
+
+MANY = 5  # times as many seeds as there were: more than one would want to run
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to try next.
+
+    Attributes:
+        text: a sentence or two.
+        code: what to type, or lines of Python.
+    """
+
+    text: str
+    code: str | None = None
+
+
+def after(study: Study, found: Mapping[str, Any]) -> list[Step]:
+    """What to try after a comparison.
+
+    Args:
+        study: as it stands.
+        found: entry of its comparisons.
+    """
+    if study.data["quick"]:
+        return [Step("For a result, run it in full.", _without_quick(study.data["command"]))]
+    if not study.finished:
+        return [
+            *failures(study),
+            Step(
+                "Wait for the rest. Stopping as soon as the numbers please is the surest way to "
+                "find a difference that is not there. Reload this page for news."
+            ),
+        ]
+    steps = {
+        "better": _after_better,
+        "worse": _after_worse,
+        "equivalent": _after_equivalent,
+        "inconclusive": _after_inconclusive,
+    }[found["verdict"]]
+    sage, base = study.by_name[found["sage"]], study.by_name[found["base"]]
+    return [*failures(study), *steps(study, found, sage, base)]
+
+
+def _after_better(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
+    steps = [
+        Step(
+            f"Use it. Where a training builds its optimizer, put {sage.label} at the setting found "
+            "here:",
+            _code(study, sage),
+        ),
+        Step(
+            "See whether it holds elsewhere: this is one model on one data set. A gain that shows "
+            "on a second task is worth more than more seeds on the first."
+        ),
+    ]
+    slower = _slower(study, sage, base)
+    return [*steps, Step(slower)] if slower else steps
+
+
+def _code(study: Study, sage: Arm) -> str:
+    """An arm's optimizer at its chosen setting, in Python."""
+    arm = study.data["recipe"]["arms"][sage.name]
+    options = {**arm["options"], **(sage.chosen or {})}
+    scope = {} if arm["scope"] == "attention+ffn" else {"sage": arm["scope"]}
+    decay = {key: options.pop(key) for key in ("weight_decay",) if key in options}
+    groups = ", ".join(["model", *(f"{key}={value!r}" for key, value in (decay | scope).items())])
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    name = arm["optimizer"]
+    made = f"optimizer = {name}(param_groups({groups}), {given})"
+    return f"from sagelr import {name}, param_groups\n\n{made}"
+
+
+def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
+    return [
+        Step(f"Stay with {base.label} on this task."),
+        _wider(study, sage),
+    ]
+
+
+def _after_equivalent(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
+    steps = [
+        Step(
+            f"Here {base.label} is enough: it has one setting less to tune and keeps less state. "
+            "Nothing is lost by either choice."
+        ),
+        Step(
+            "Try where there may be more to gain. SAGE's authors report gains from fine-tuning "
+            "BERT and RoBERTa, on translation, and with large vision transformers: models with "
+            "many parameters that would otherwise stay idle. What can be compared:",
+            "sagelr recipes",
+        ),
+    ]
+    if any(run.get("audit") for run in study.data["runs"]):
+        steps.append(
+            Step(
+                "Equal scores need not mean equal models: see under Redundancy how much of each "
+                "can be pruned."
+            )
+        )
+    return steps
+
+
+def _after_inconclusive(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
+    if any(found["failed"].values()):
+        return []
+    needed = found["seeds_needed"]
+    steps = []
+    if needed is not None and needed <= MANY * max(found["n"], 10):
+        steps.append(
+            Step(
+                f"{found['settles']} Finished runs are kept:",
+                with_seeds(study.data["command"], needed),
+            )
+        )
+    elif found["settles"]:
+        steps.append(
+            Step(
+                f"{found['settles']} That is more than is likely to be worth it. A larger test "
+                "split makes every seed count for more, and a wider margin, set before the "
+                "next study, asks for less."
+            )
+        )
+    steps.append(Step(f"Until then, choose by what is simpler: {base.label}."))
+    steps.append(_wider(study, sage))
+    return steps
+
+
+def _wider(study: Study, sage: Arm) -> Step:
+    grid = study.data["arms"][sage.name].get("grid", {})
+    tried = f"lr {_ends(grid.get('lr', []))}"
+    if "beta0" in grid:
+        tried += f" and β0 {listed([f'{value:g}' for value in grid['beta0']])}"
+    return Step(
+        f"{sage.label} was tried at {tried}. SAGE's authors found β0 from 0.6 to 0.9 right, by "
+        "task, and an lr of 2 to 5 times the base's; a finer grid for both arms alike, in a study "
+        "of its own, is the next thing to try."
+    )
+
+
+def _ends(values: list[float]) -> str:
+    return f"{min(values):g} to {max(values):g}" if values else "–"
+
+
+def _slower(study: Study, sage: Arm, base: Arm) -> str | None:
+    means = []
+    for arm in (sage, base):
+        times = [run["seconds"] for run in study.reported(arm) if run["seconds"]]
+        if not times:
+            return None
+        means.append(sum(times) / len(times))
+    if means[0] < 1.1 * means[1]:
+        return None
+    return (
+        f"Weigh the gain against the time: a training with {sage.label} took "
+        f"{duration(means[0])}, with {base.label} {duration(means[1])}."
+    )
+
+
+def failures(study: Study) -> list[Step]:
+    """First of all: runs that ended without a score."""
+    bad = [run for run in study.ended_badly() if run["stage"] == "report"]
+    if not bad:
+        return []
+    names = listed(list(dict.fromkeys(study.by_name[run["arm"]].label for run in bad)))
+    return [
+        Step(
+            f"Find out why {count(len(bad), 'run')} of {names} (seed "
+            f"{seeds(sorted({run['seed'] for run in bad}))}) ended without a score: "
+            f"{bad[0]['error'] or 'no reason known'}."
+            + (" A lower lr is the usual remedy." if bad[0]["status"] == "diverged" else "")
+        )
+    ]
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+def with_seeds(command: str, number: int) -> str:
+    """The command that goes on with more seeds.
+
+    Example:
+        >>> with_seeds("sagelr compare digits-vit --seeds 4 --jobs 2", 40)
+        'sagelr compare digits-vit --jobs 2 --seeds 40'
+    """
+    words = _words(command)
+    kept = [
+        word
+        for i, word in enumerate(words)
+        if not word.startswith("--seeds") and (i == 0 or words[i - 1] != "--seeds")
+    ]
+    return shlex.join([*kept, "--seeds", str(number)])
+
+
+def _without_quick(command: str) -> str:
+    return shlex.join([word for word in _words(command) if word != "--quick"])
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # not typed in a shell
+        return command.split()

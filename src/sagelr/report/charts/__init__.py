@@ -1,0 +1,1 @@
+"""Figures, as Plotly takes them, in colours that page.css names."""

@@ -1,0 +1,339 @@
+"""The page as text: what it says of a study, and that it is safe and whole."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+
+from sagelr.errors import SagelrError
+from sagelr.report import write_report
+from sagelr.report.page import GENERATOR
+
+LIMIT = 6_000_000
+SCRIPTS = 5  # theme, figures, Plotly, tables, charts
+FAILED = {"validation": None, "test": None, "train": None}
+
+
+class Page(HTMLParser):
+    """Text and elements of a page, scripts and styles apart."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html, self.tags, self.scripts = html, [], []
+        self._words: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self._words).replace("\u00a0", " ").split())
+        self.figures = json.loads(self.scripts[1])
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+        elif self.cdata_elem is None:
+            self._words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture
+def show(tmp_path):
+    def write(*sources) -> Page:
+        out = write_report(sources, tmp_path / "report.html")
+        return Page(out.read_text(encoding="utf-8"))
+
+    return write
+
+
+# -- what it says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("figures", "verdict", "said"),
+    [
+        ({"gap": 0.02}, "better", "SageAdamW is better than AdamW, by 1.9"),
+        ({"gap": -0.02}, "worse", "SageAdamW is worse than AdamW, by 2.0"),
+        ({}, "equivalent", "No difference found: SageAdamW and AdamW score alike."),
+        ({"gap": 0.003, "spread": 0.001}, "equivalent", "No difference that matters"),
+        ({"gap": 0.008, "spread": 0.02}, "inconclusive", "neither shown nor ruled out"),
+    ],
+)
+def test_each_verdict_comes_first_in_plain_words(study, show, figures, verdict, said):
+    document = study(**figures)
+    page = show(document)
+    assert document["comparison"]["verdict"] == verdict
+    assert said in page.text
+    first = min(page.text.index(word) for word in ("Scores One", "Training How"))
+    assert page.text.index(said) < page.text.index("What to try next") < first
+    low, high = document["comparison"]["difference"]["ci95"]
+    assert f"95% interval {100 * low:+.2f} to {100 * high:+.2f}".replace("-", "−") in page.text
+
+
+def test_what_to_try_next_fits_the_verdict(study, show):
+    better = show(study(gap=0.02)).text
+    assert "optimizer = SageAdamW(param_groups(model, weight_decay=0.01), lr=" in better
+    unclear = study(gap=0.008, spread=0.02)
+    needed = unclear["comparison"]["seeds_needed"]
+    assert f"sagelr compare digits-vit --seeds {needed}" in show(unclear).text
+    assert "Stay with AdamW on this task." in show(study(gap=-0.02)).text
+
+
+def test_the_page_is_there_from_the_first_run_on(study, show):
+    page = show(study(status="tuning", tuned=1, looks=[]))
+    assert "Still tuning: no verdict yet." in page.text
+    assert "1 of 36 runs" in page.text
+    assert {"loss", "lr"} <= page.figures.keys()
+    assert page.all("progress")
+
+
+def test_a_comparison_that_is_not_finished_is_no_verdict(study, show):
+    page = show(study(gap=0.02, status="reporting", seeds=4, looks=[]))
+    assert "After 4 of 10 seeds: SageAdamW is better" in page.text
+    assert "Nothing is decided yet." in page.text
+    assert "Wait for the rest." in page.text
+    assert "optimizer = " not in page.text
+    assert "A verdict takes two seeds" in show(study(status="reporting", seeds=1, looks=[])).text
+
+
+def test_a_smoke_run_proves_nothing(study, show):
+    document = study(gap=0.02, quick=True, command="sagelr compare digits-vit --quick --jobs 2")
+    page = show(document)
+    assert "A smoke run: it ran through, and proves nothing." in page.text
+    assert "SageAdamW is better" not in page.text
+    assert "sagelr compare digits-vit --jobs 2" in page.text
+
+
+def test_runs_that_ended_badly_are_told(study, show):
+    def spoil(run):
+        if run["stage"] == "tune" and run["setting"]["lr"] >= 0.008:
+            run |= {"status": "diverged", "error": "training loss nan", "scores": FAILED}
+        if run["stage"] == "report" and run["seed"] == 1003 and run["arm"] == "adamw":
+            run |= {"status": "failed", "error": "killed", "scores": FAILED, "curve": []}
+            run |= {"sage": None, "seconds": None, "peak_memory_mib": None}
+
+    page = show(study(spoil=spoil))
+    assert "Undecided: some runs did not end with a score." in page.text
+    assert "1 run of AdamW (seed 1003) ended without a score: killed." in page.text
+    assert "tuning runs diverged or failed" in page.text
+    assert "1 failed, " in page.text
+    assert any(t.get("marker", {}).get("symbol") == "x-thin" for t in page.figures["lr"]["data"])
+
+
+def test_looking_twice_and_an_optimum_on_the_edge_are_told(study, show):
+    document = study(looks=[4, 10])
+    document["tuning"]["sage-adamw"]["on_edge"] = True
+    text = show(document).text
+    assert "The report was read more than once, at 4 and 10 seeds." in text
+    assert "The best lr of SageAdamW is still at the end of its grid" in text
+
+
+def test_corrections_are_told_where_results_have_them(study, show):
+    document = study(gap=0.02)
+    found = document["comparisons"][0]
+    found["examples_ci95"] = [-0.01, 0.05]
+    document["comparisons"].append(found | {"p_holm": 0.03, "holm_of": 2})
+    text = show(document).text
+    assert "−1.00 to +5.00" in text
+    assert "After Holm's correction the p-values are: SageAdamW 0.03." in text
+    assert text.count("What to try next") == 2
+
+
+def test_scores_and_their_loss_are_told_apart(study, show):
+    document = study(gap=0.02)
+    document["recipe"]["metric"] |= {"name": "rmse", "scale": 1, "unit": ""}
+    document["recipe"]["metric"]["greater_is_better"] = False
+    for run in document["runs"]:
+        for scores in run["scores"].values():
+            if scores and "accuracy" in scores:
+                scores["rmse"] = scores.pop("accuracy")
+    text = show(document).text
+    assert "(lower is better)" in text
+    assert not re.search(r"\d points", text)
+
+
+# -- safe, whole, and on its own ----------------------------------------------------------------
+
+
+def test_hostile_names_are_shown_and_not_run(study, show, hostile):
+    document = study(command=hostile, overrides={hostile: hostile})
+    document["recipe"]["title"] = document["recipe"]["description"] = hostile
+    document["recipe"]["metric"]["name"] = document["data"]["name"] = hostile
+    for arm in document["arms"].values():
+        arm["label"] = hostile
+    for run in document["runs"]:
+        run["error"] = hostile
+        for scores in run["scores"].values():
+            if scores and "accuracy" in scores:
+                scores[hostile] = scores.pop("accuracy")
+        if run["sage"]:
+            for layer in run["sage"]["layers"]:
+                layer["name"] = layer["kind"] = hostile
+            for look in run["sage"]["history"]:
+                look["multiplier"] = {hostile: 0.5}
+    page = show(document)
+    assert len(page.scripts) == SCRIPTS
+    assert not page.all("b")
+    assert hostile in page.text
+    # Plotly reads some HTML in its texts.
+    drawn = json.dumps(page.figures)
+    assert "<b>" not in drawn
+    assert "&lt;b&gt;" in drawn
+    # What would be filled in by Plotly's own templates is never a name.
+    templates = [t.get("hovertemplate", "") for f in page.figures.values() for t in f["data"]]
+    assert not any("alert" in template for template in templates)
+
+
+def test_nothing_but_the_pages_own_scripts_may_run_and_nothing_is_fetched(study, show):
+    page = show(study())
+    policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
+    assert "default-src 'none'" in policy
+    assert policy.count("'sha256-") == SCRIPTS - 1  # data are not run
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
+    outer = {name: value for _, attrs in page.tags for name, value in attrs.items()}
+    assert not {"src", "srcset"} & outer.keys()
+    assert all(attrs["href"].startswith("#") for attrs in page.all("a"))
+
+
+def test_the_page_stays_under_its_limit(study, show):
+    document = study(gap=0.02)
+    runs = document["runs"]
+    document["runs"] = [r | {"seed": r["seed"] + 10_000 * i} for i in range(30) for r in runs]
+    for run in runs:
+        run["curve"] = [run["curve"][0] | {"epoch": float(i)} for i in range(2000)]
+        if run["sage"]:
+            run["sage"]["scatter"] = run["sage"]["scatter"] * 40
+            run["sage"]["layers"] = run["sage"]["layers"] * 20
+    document["runs"][: len(runs)] = runs
+    page = show(document)
+    assert len(page.html.encode()) < LIMIT
+    assert "runs are in results.json" in page.text
+
+
+def test_numbers_that_are_none_do_not_break_the_page(study, show):
+    document = study()
+    document["runs"][0]["curve"][3]["validation_loss"] = None
+    document["runs"][-1]["curve"][3]["train_loss"] = float("inf")
+    document["comparisons"][0]["difference"]["effect_size"] = None
+    page = show(document)
+    assert "Infinity" not in page.scripts[1]
+
+
+# -- figures ------------------------------------------------------------------------------------
+
+
+def test_plotly_takes_every_figure(study, audit, run_audit, show):
+    def measure(run):
+        if run["stage"] == "report":
+            run["audit"] = run_audit(run["seed"])
+
+    page = show(study(spoil=measure), audit)
+    css = page.html.partition("<style>")[2].partition("</style>")[0]
+    known = set(re.findall(r"^\s+(--[\w-]+):", css, re.MULTILINE))
+
+    def paint(value):
+        if isinstance(value, dict):
+            return {key: paint(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [paint(each) for each in value]
+        if isinstance(value, str) and value.startswith("--"):
+            assert value.partition("/")[0] in known
+            return "#123456"
+        return value
+
+    assert len(page.figures) > 25
+    for figure in page.figures.values():
+        go.Figure(data=paint(figure["data"]), layout=paint(figure["layout"]))
+        assert figure["title"]
+        for axis in ("xaxis", "yaxis"):
+            named = "title" in figure["layout"][axis] or "ticktext" in figure["layout"][axis]
+            assert named or figure["layout"][axis].get("visible") is False
+    drawn = {attrs["data-figure"] for attrs in page.all("div") if "data-figure" in attrs}
+    assert drawn == page.figures.keys()
+
+
+def test_learning_curves_are_means_over_seeds(study, show):
+    document = study(gap=0.02)
+    page = show(document)
+    lines = {trace.get("name"): trace for trace in page.figures["metric"]["data"]}
+    ends = [run["curve"][-1]["validation_accuracy"] for run in document["runs"]
+            if run["stage"] == "report" and run["arm"] == "adamw"]  # fmt: skip
+    assert lines["AdamW"]["y"][-1] == pytest.approx(100 * sum(ends) / len(ends), rel=1e-4)
+    assert len(lines["AdamW"]["x"]) == 15
+
+
+def test_every_beta0_has_its_own_line(study, show):
+    drawn = show(study()).figures["lr"]["data"]
+    names = [trace["name"] for trace in drawn if "lines" in trace["mode"]]
+    assert names == ["AdamW", "SageAdamW, β0\u00a00.6", "SageAdamW, β0\u00a00.8"]
+
+
+def test_the_drawn_rule_is_the_rule(study, show):
+    curve = show(study()).figures["rule-1"]["data"][0]
+    beta0 = float(curve["name"].rpartition(" ")[2])
+    for x, r in zip(curve["x"], curve["y"], strict=True):
+        assert r == pytest.approx(beta0 * abs(x - 1) / (beta0 + (1 - beta0) * x), abs=1e-4)
+
+
+def test_a_relative_multiplier_is_not_held_to_the_rule(study, show):
+    def relative(run):
+        run["options"]["relative"] = 0.5
+
+    figure = show(study(spoil=relative)).figures["rule-1"]
+    assert len(figure["data"]) == 1
+    assert "within each tensor" in figure["title"]
+
+
+# -- words and files ----------------------------------------------------------------------------
+
+
+def test_every_definition_that_is_asked_for_is_there(study, audit, show):
+    page = show(study(), audit)
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    targets = {attrs["popovertarget"] for attrs in page.all("button") if "popovertarget" in attrs}
+    assert len(targets) > 20
+    assert targets <= ids
+    links = {attrs["href"][1:] for attrs in page.all("a")}
+    assert links <= ids
+    assert len([attrs["id"] for _, attrs in page.tags if "id" in attrs]) == len(ids - {None})
+
+
+def test_it_says_how_it_was_made(study, show):
+    document = study(overrides={"train.epochs": 3})
+    text = show(document).text
+    for told in (
+        document["command"],
+        "train.epochs = 3",
+        "Invented here.",
+        "1,000 train, 300 validation and 497 test",
+        "seeds 1000–1009",
+        "torch 2.13.0",
+        "Read once, at 10 seeds.",
+        document["data"]["sha256"],
+    ):
+        assert told in text
+
+
+def test_a_page_is_replaced_and_another_file_is_not(study, tmp_path):
+    document = study()
+    out = write_report(document, tmp_path / "report.html")
+    assert GENERATOR in out.read_text()
+    write_report(document, out)
+    other = tmp_path / "thesis.html"
+    other.write_text("<p>mine")
+    with pytest.raises(SagelrError, match="not a page of sagelr's"):
+        write_report(document, other)
+    assert other.read_text() == "<p>mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "thesis.html"]
+
+
+def test_an_unwritable_place_is_named(study, tmp_path):
+    with pytest.raises(OSError, match=r"report\.html") as error:
+        write_report(study(), tmp_path / "nowhere" / "report.html")
+    assert Path(error.value.filename) == tmp_path / "nowhere" / "report.html"
