@@ -6,9 +6,11 @@ A family is light to import: what it needs for loading and training is imported 
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel
@@ -16,7 +18,6 @@ from pydantic import BaseModel
 from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
     from transformers import EvalPrediction, PreTrainedModel
 
 
@@ -50,13 +51,40 @@ class Metric:
         return asdict(self)
 
 
-class Task(Protocol):
-    """Data, model and metric of one recipe, ready to be trained on."""
+class Split(Protocol):
+    """The rows of one split: a torch or Hugging Face Dataset of known length.
+
+    A training split whose rows change from epoch to epoch has `set_epoch(epoch)`, which is called
+    before each epoch, and `seed`, which is set to the run's. What it changes is a function of seed,
+    epoch and index alone, so that a training that is resumed sees the same rows.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Task(ABC):
+    """Data, model and metrics of one recipe, ready to be trained on.
+
+    Attributes:
+        DataOptions: what `[task]` of a recipe may hold; frozen, and strict on unknown keys.
+        ModelOptions: the same for `[model]`.
+        metrics: every metric that the family knows; `scores` and `generation_scores` give those
+            that apply to the data at hand.
+        train: what is trained on.
+        validation: chooses settings.
+        test: is scored once, at the end.
+    """
 
     DataOptions: ClassVar[type[BaseModel]]
     ModelOptions: ClassVar[type[BaseModel]]
     metrics: ClassVar[Mapping[str, Metric]]
+    train: Split
+    validation: Split
+    test: Split
 
+    @abstractmethod
     def __init__(self, data: Any, model: Any) -> None:
         """Load the data.
 
@@ -65,34 +93,88 @@ class Task(Protocol):
             model: validated `ModelOptions`.
         """
 
-    @property
-    def train(self) -> Dataset[Any]: ...
-
-    @property
-    def validation(self) -> Dataset[Any]: ...
-
-    @property
-    def test(self) -> Dataset[Any]: ...
-
+    @abstractmethod
     def model(self, seed: int) -> PreTrainedModel:
         """A model as it is before training; the same for the same seed, whatever ran before."""
-        ...
 
+    @abstractmethod
     def collate(self, rows: Sequence[Any]) -> dict[str, Any]:
         """A batch of rows, as keyword arguments of the model, `labels` among them."""
-        ...
 
+    @abstractmethod
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Every metric of the task, in natural units."""
-        ...
+        """Metrics from logits and labels, in natural units."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What the data are: name, source, rows by split, sha256 of what is trained on."""
-        ...
+        """What the data are.
+
+        Returns:
+            name, source, loader (a sentence: which loader, and where the data came from), rows by
+            split, and sha256 of what is trained on.
+        """
+
+    def keep_logits(self, logits: Any, labels: Any) -> Any:
+        """What `scores` needs of a batch's logits; all of them, unless a task says otherwise.
+
+        A whole split's logits are held in memory until it is scored. Where they are large, as with
+        a vocabulary, a task keeps less: a guess in place of a distribution, for example.
+
+        Args:
+            logits: the model's outputs after the loss; a tuple if there are several.
+            labels: of the same batch.
+        """
+        return logits
+
+    def train_lengths(self) -> list[int] | None:
+        """Tokens of each training row, for batches by length or by token count; None without."""
+        return None
+
+    def generation_scores(
+        self, model: PreTrainedModel, dataset: Split, *, batch_size: int
+    ) -> dict[str, float]:
+        """Metrics that need decoding, such as BLEU; computed once, after training.
+
+        Args:
+            model: as trained, on its device.
+            dataset: the validation or the test split.
+            batch_size: rows decoded at a time.
+        """
+        return {}
+
+    def predictions(self, model: PreTrainedModel, folder: Path) -> list[Path]:
+        """Write predictions on unlabelled data, as a leaderboard wants them.
+
+        Args:
+            model: as trained, on its device.
+            folder: where to write; it exists.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UsageError: there is nothing of that kind to predict.
+        """
+        raise UsageError(
+            "This task has no unlabelled data to predict on. Leave --predict out; --test scores "
+            "its test split."
+        )
+
+    def save(self, folder: Path) -> None:  # noqa: B027  (most models need nothing)
+        """Save what a model needs beside its weights, such as a tokenizer."""
+
+    def notices(self) -> list[str]:
+        """What a user should be told once: columns guessed, splits made, the loader used."""
+        return []
 
 
 # Family → where its class is. A new family joins with one line.
-FAMILIES = {"digits": "sagelr.tasks.digits:Digits"}
+FAMILIES = {
+    "digits": "sagelr.tasks.digits:Digits",
+    "image-classification": "sagelr.tasks.images:ImageClassification",
+    "text-classification": "sagelr.tasks.text:TextClassification",
+    "translation": "sagelr.tasks.translation:Translation",
+}
 
 
 def family(name: object) -> type[Task]:
@@ -109,4 +191,6 @@ def family(name: object) -> type[Task]:
             f"Allowed: {', '.join(sorted(FAMILIES))}."
         )
     module, _, cls = FAMILIES[name].partition(":")
-    return getattr(import_module(module), cls)
+    found = getattr(import_module(module), cls)
+    # TEMPORARY until every family inherits from Task: the hooks' defaults are mixed in.
+    return found if issubclass(found, Task) else type(found.__name__, (found, Task), {})

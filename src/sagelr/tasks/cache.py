@@ -1,0 +1,48 @@
+"""What takes long to make and depends on nothing but its input: made once, kept by content."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from sagelr.engines.cpu import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+def kept(name: str, make: Callable[[Path], None]) -> Path:
+    """A file or folder in the user's cache folder, made now if it is not there.
+
+    It appears all at once, so a process that is killed leaves nothing half made, and of several
+    that make the same the first one's stays.
+
+    Args:
+        name: says what it is, and holds a hash of everything that it depends on.
+        make: writes it to the path that it is given.
+    """
+    folder = cache_folder()
+    target = folder / name
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+    except OSError as error:
+        scratch = Path(tempfile.mkdtemp(prefix="sagelr-"))
+        logger.warning("cannot keep %s in %s (%s); using %s", name, folder, error, scratch)
+        target = scratch / "kept" / name
+        target.parent.mkdir()
+    try:
+        make(scratch / name)
+        try:
+            (scratch / name).rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        if target.parent.parent != scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target

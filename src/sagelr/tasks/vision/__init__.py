@@ -1,0 +1,1 @@
+"""Finding, decoding and augmenting images that have labels."""

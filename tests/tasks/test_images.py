@@ -1,0 +1,464 @@
+"""Image classification: sources, decoding, models, scores; it learns what can be learnt."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import EvalPrediction
+
+from sagelr.errors import UsageError
+from sagelr.tasks import family
+from sagelr.tasks.images import ImageClassification, ImageModelOptions, ImageOptions
+from sagelr.tasks.vision import decoded, sources, vit
+
+SMALL = {"patch": 4, "hidden": 32, "layers": 2, "heads": 2, "feed_forward": 64}
+SCRATCH = {"name": "from-scratch", "from_scratch": {**SMALL, "initial_scale": 0.1}}
+
+
+def make(data: Any, model: Any = SCRATCH, **options: Any) -> ImageClassification:
+    model = model if isinstance(model, dict) else {"name": str(model)}
+    return ImageClassification(ImageOptions(data=str(data), **options), ImageModelOptions(**model))
+
+
+def pack(folder: Path, path: Path, mode: str, prefix: str = "") -> Path:
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        tar.add(folder, arcname=prefix or folder.name)
+    return path
+
+
+def picture(path: Path, size: tuple[int, int] = (16, 16), mode: str = "RGB", fill: Any = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, fill).save(path)
+
+
+def pixels(task: ImageClassification) -> torch.Tensor:
+    return torch.stack([task.test[row]["pixel_values"] for row in range(len(task.test))])
+
+
+def test_it_is_a_family() -> None:
+    assert family("image-classification") is ImageClassification
+
+
+def test_it_learns(digit_images: Path, learn: Callable[..., float]) -> None:
+    assert learn(make(digit_images, augment="none"), steps=80, lr=1e-3) > 0.85
+
+
+def test_a_folder(digit_images: Path) -> None:
+    task = make(digit_images, title="Digits")
+    described = task.describe()
+    assert described["rows"] == {"train": 162, "validation": 18, "test": 60}
+    assert described["classes"] == ["one", "two", "zero"]
+    assert described["name"] == "Digits"
+    assert described["loader"] == f"local folder: {digit_images}"
+    assert described["metrics"] == ["accuracy"]
+    told = "\n".join(task.notices())
+    assert "16×16 pixels" in told
+    assert "validation 18 images (held out of the training data, seed 0)" in told
+    first = sorted((digit_images / "test").rglob("*.png"))[0]
+    wanted = torch.from_numpy(np.asarray(Image.open(first).convert("RGB")).copy())
+    assert torch.equal(task.test[0]["pixel_values"], wanted.permute(2, 0, 1))
+    assert make(digit_images, title="Digits").describe() == described
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tar.xz", "w:xz")]
+)
+def test_a_tar_holds_the_same(name: str, mode: str, digit_images: Path, tmp_path: Path) -> None:
+    task = make(pack(digit_images, tmp_path / name, mode))
+    folder = make(digit_images)
+    # A tar keeps the order in which it was packed.
+    entries = [(entry.role, entry.label) for entry in task._source.entries]
+    assert sorted(entries) == sorted((e.role, e.label) for e in folder._source.entries)
+    packed, loose = (sorted(map(bytes, pixels(t).flatten(1).numpy())) for t in (task, folder))
+    assert packed == loose
+    assert task.describe()["loader"] == f"local tar: {tmp_path / name}"
+
+
+def test_classes_alone_are_split(digit_images: Path) -> None:
+    task = make(digit_images / "train", validation=20, test=40)
+    assert task.describe()["rows"] == {"train": 120, "validation": 20, "test": 40}
+
+
+def test_names_that_lead_out_of_a_tar_lead_nowhere(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    path = tmp_path / "deep" / "evil.tar"
+    path.parent.mkdir()
+    names = ["../../escaped/1.png", "/absolute/2.png", "a/1.png", "a/2.png", "b/1.png", "b/2.png"]
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(file.getvalue())
+            tar.addfile(member, io.BytesIO(file.getvalue()))
+        link = tarfile.TarInfo("a/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(
+        UsageError, match=r"evil\.tar holds '\.\./\.\./escaped/1\.png', which leads"
+    ):
+        make(path)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "entries"),
+    [
+        (["train/a/1.jpg", "train/b/2.JPG", "val/a/3.png"], ["train a", "train b", "validation a"]),
+        (
+            ["x/train/a/1.jpg", "x/train/b/1.jpg", "x/test/b/1.jpg"],
+            ["train a", "train b", "test b"],
+        ),
+        (["./a/1.jpg", "./b/sub/2.jpg", "b/.DS_Store"], ["train a", "train b"]),
+        (["root/a/1.jpg", "root/b/2.jpg", "root/notes.txt"], ["train a", "train b"]),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], ["train a", "train b"]),
+    ],
+)
+def test_layouts(names: list[str], entries: list[str]) -> None:
+    places, found, left_out = sources.arrange(names, "here")
+    assert [f"{entry.role} {entry.label}" for entry in found] == entries
+    assert [names[place] for place in places] == [entry.name.split(", ")[1] for entry in found]
+    unlabelled = [name for name in names if name == "test/1.jpg"]
+    assert len(left_out) == len(unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.jpg", "2.jpg"], "here has no training images. Images are looked for as train/CLASS"),
+        (["a/1.jpg", "a/2.jpg"], "here has one class alone, 'a'"),
+        ([], "here has no training images"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"], "test/c/1.jpg: no training image is"),
+    ],
+)
+def test_layouts_that_are_none(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
+        sources.arrange(names, "here")
+
+
+# -- decoding -----------------------------------------------------------------------------------
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
+    for name, mode, fill in (
+        ("a/grey.png", "L", 128),
+        ("a/alpha.png", "RGBA", (128, 128, 128, 0)),
+        ("b/bits.png", "1", 1),
+        ("b/palette.gif", "P", 0),
+    ):
+        picture(tmp_path / name, mode=mode, fill=fill)
+    source = sources.Folder(tmp_path)
+    array = decoded.decoded(source, 16)
+    assert array.shape == (4, 3, 16, 16)
+    first = {entry.name.split(", ")[1]: image for entry, image in
+             zip(source.entries, array, strict=True)}  # fmt: skip
+    assert bool((first["a/grey.png"] == 128).all())
+    assert bool((first["a/alpha.png"] == 128).all())
+    assert bool((first["b/bits.png"] == 255).all())
+
+
+def test_the_middle_of_an_image_that_is_no_square(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (40, 20), (255, 0, 0))
+    wide.paste((0, 0, 255), (10, 0, 30, 20))
+    assert decoded.square(wide, 10).getcolors() == [(100, (0, 0, 255))]
+    turned = Image.new("RGB", (20, 40), (255, 0, 0))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held on its side
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    entry = sources.Entry("train", "a", "turned.jpg")
+    assert decoded.open_image((tmp_path / "turned.jpg").read_bytes(), entry).size == (40, 20)
+
+
+def test_decoding_is_done_once(
+    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
+    first = make(digit_images)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(decoded, "open_image", lambda *_: pytest.fail("decoded again"))
+    again = make(digit_images)
+    assert torch.equal(pixels(first), pixels(again))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
+    # Nothing that is done to a row reaches the file.
+    again.test[0]["pixel_values"].fill_(7)
+    assert torch.equal(pixels(first), pixels(make(digit_images)))
+
+
+def test_other_images_are_other_arrays(digit_images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(digit_images, tmp_path / "copy"))
+    before = make(folder).describe()["sha256"]
+    picture(sorted((folder / "train").rglob("*.png"))[0], fill=(1, 2, 3))
+    assert make(folder).describe()["sha256"] != before
+
+
+def test_a_disk_that_is_too_small(
+    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UsageError, match=r"need 0\.0 GiB .*SAGELR_CACHE .*task\.cache to false"):
+        make(digit_images)
+    assert not list(tmp_path.glob("*.npy"))
+    assert not list(tmp_path.glob(".making*"))
+
+
+def test_without_the_cache_the_images_are_the_same(
+    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = make(digit_images, augment="none")
+    monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
+    fresh = make(digit_images, augment="none", cache=False, size=16)
+    assert torch.equal(pixels(kept), pixels(fresh))
+    assert not list(tmp_path.iterdir())
+    crops = make(digit_images, augment="resized-crop", cache=False, size=12)
+    assert crops.train[0]["pixel_values"].shape == (3, 12, 12)
+    with pytest.raises(UsageError, match=r"task\.cache = false reads images one by one"):
+        _ = make(pack(digit_images, tmp_path / "a.tar", "w"), cache=False, size=16).test[0]
+
+
+# -- sizes and models ---------------------------------------------------------------------------
+
+
+def test_sizes(digit_images: Path, tiny_vit: Path, tmp_path: Path) -> None:
+    for sizes, options in (
+        ((16, 16), {}),
+        ((16, 32), {"size": 32}),
+        ((8, 8), {"size": 8}),
+        ((12, 12), {"side": 12}),
+        ((12, 24), {"side": 12, "size": 24}),
+    ):
+        task = make(digit_images, **options)
+        assert (task.side, task.size) == sizes
+        assert task.collate([task.test[0]])["pixel_values"].shape == (1, 3, sizes[1], sizes[1])
+    for n, size in enumerate([(20, 30), (16, 16), (40, 40), (8, 8)] * 5):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", size)
+    assert make(tmp_path, tiny_vit).side == 16
+    with pytest.raises(UsageError, match=r"different sizes.*--set task\.side=64"):
+        make(tmp_path)
+    with pytest.raises(UsageError, match=r"patch = 4 does not divide images of 10×10"):
+        make(digit_images, size=10).model(0)
+
+
+@pytest.mark.parametrize("kind", ["scratch", "pretrained", "resized"])
+def test_a_model_is_a_function_of_its_seed(kind: str, digit_images: Path, tiny_vit: Path) -> None:
+    model = SCRATCH if kind == "scratch" else tiny_vit
+    task = make(digit_images, model, size=32 if kind == "resized" else None)
+
+    def weights(seed: int) -> torch.Tensor:
+        return torch.cat([param.flatten() for param in task.model(seed).parameters()])
+
+    first = weights(3)
+    torch.rand(7)
+    assert torch.equal(first, weights(3))
+    if kind == "scratch":  # the pretrained one has a head for three classes already
+        assert not torch.equal(first, weights(4))
+
+
+def test_a_pretrained_model_gets_a_head_for_other_classes(tiny_vit: Path, tmp_path: Path) -> None:
+    for n in range(40):
+        picture(tmp_path / "abcd"[n % 4] / f"{n}.png", fill=(n, n, n))
+    task = make(tmp_path, tiny_vit)
+    first, again, other = (task.model(seed) for seed in (0, 0, 1))
+    heads = [model.get_parameter("classifier.weight") for model in (first, again, other)]
+    assert heads[0].shape == (4, 32)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert first.config.id2label == dict(enumerate("abcd"))
+    assert any("comes without preprocessor_config.json" in line for line in task.notices())
+
+
+def test_another_size_is_what_transformers_interpolates(digit_images: Path, tiny_vit: Path) -> None:
+    task = make(digit_images, tiny_vit, size=32)
+    batch = task.collate([task.test[0], task.test[1]])
+    with torch.no_grad():
+        found = task.model(0).eval()(**batch).logits
+        plain: Any = make(digit_images, tiny_vit).model(0).eval()
+        wanted = plain(**batch, interpolate_pos_encoding=True).logits
+    torch.testing.assert_close(found, wanted)
+    positions = torch.randn(1, 2 + 9, 5)
+    assert vit.interpolated(positions, 3, 5).shape == (1, 2 + 25, 5)
+    assert torch.equal(vit.interpolated(positions, 3, 3), positions)
+
+
+def test_what_is_saved_loads(digit_images: Path, tmp_path: Path) -> None:
+    task = make(digit_images, size=32)
+    model = task.model(0).eval()
+    model.save_pretrained(tmp_path / "saved")
+    task.save(tmp_path / "saved")
+    again = make(digit_images, tmp_path / "saved")
+    assert again.size == 32
+    assert not any("comes without" in line for line in again.notices())
+    batch = task.collate([task.test[0]])
+    assert torch.equal(batch["pixel_values"], again.collate([again.test[0]])["pixel_values"])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(0).eval()(**batch).logits, model(**batch).logits)
+
+
+def test_the_saved_processor_does_what_collate_does(digit_images: Path, tmp_path: Path) -> None:
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    task = make(digit_images)
+    task.save(tmp_path)
+    processor = ViTImageProcessorPil.from_pretrained(tmp_path)
+    first = sorted((digit_images / "test").rglob("*.png"))[0]
+    found = processor(Image.open(first).convert("RGB"), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, task.collate([task.test[0]])["pixel_values"])
+    kept = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert kept["size"] == {"height": 16, "width": 16}
+
+
+def test_a_checkpoints_own_colours(digit_images: Path, tiny_vit: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_vit, tmp_path / "vit"))
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 1.0, 2.0]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    task = make(digit_images, folder)
+    row = task.test[0]
+    found = task.collate([row])["pixel_values"][0]
+    for channel, (mean, deviation) in enumerate(zip(*colours.values(), strict=True)):
+        wanted = (row["pixel_values"][channel] / 255 - mean) / deviation
+        torch.testing.assert_close(found[channel], wanted)
+
+
+@pytest.mark.processes
+def test_neither_torchvision_nor_timm_is_needed(digit_images: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.modules["torchvision"] = sys.modules["timm"] = sys.modules["kornia"] = None
+from sagelr.tasks.images import ImageClassification, ImageModelOptions, ImageOptions
+model = {{"name": "from-scratch", "from_scratch": {SMALL!r}}}
+task = ImageClassification(ImageOptions(data={str(digit_images)!r}), ImageModelOptions(**model))
+print(float(task.model(0)(**task.collate(task.train.__getitems__([0, 1, 2]))).loss))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SAGELR_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
+
+
+# -- scores -------------------------------------------------------------------------------------
+
+
+def test_top_five_is_for_many_classes(digit_images: Path, tmp_path: Path) -> None:
+    for n in range(48):
+        picture(tmp_path / f"class{n % 12:02}" / f"{n}.png", fill=(n, n, n))
+    task = make(tmp_path, validation=12, test=12)
+    assert task.describe()["metrics"] == ["accuracy", "top5"]
+    logits = np.tile(np.arange(12.0), (4, 1))  # the last class first
+    found = task.scores(EvalPrediction(logits, np.array([11, 7, 6, 0])))  # type: ignore[arg-type]
+    assert found == {"accuracy": 0.25, "top5": 0.5}
+    few = make(digit_images)
+    logits = np.eye(3)
+    assert few.scores(EvalPrediction(logits, np.arange(3))) == {"accuracy": 1.0}  # type: ignore[arg-type]
+
+
+# -- the hub ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder laid out as a hub's repository is, with two columns of classes."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "fine": datasets.ClassLabel(names=["x", "y", "z"]),
+            "coarse": datasets.ClassLabel(names=["p", "q"]),
+        }
+    )
+    folder = tmp_path / "someone" / "pictures"
+    folder.mkdir(parents=True)
+    for split, rows in (("train", 30), ("validation", 6), ("test", 6)):
+        images = [Image.new("RGB", (8, 8), (n, n, n)) for n in range(rows)]
+        fine = [n % 3 if split != "test" else -1 for n in range(rows)]
+        columns = {"img": images, "fine": fine, "coarse": [n % 2 for n in range(rows)]}
+        made = datasets.Dataset.from_dict(columns, features=features)
+        made.to_parquet(folder / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return "someone/pictures"
+
+
+def test_the_hub(hub_images: str) -> None:
+    """By datasets.load_dataset itself."""
+    source = sources.Hub(hub_images, None, None, "fine")
+    assert source.classes == ["x", "y", "z"]
+    assert source.left_out == ["Split test of someone/pictures has no labels and is not used."]
+    roles = [entry.role for entry in source.entries]
+    assert (roles.count("train"), roles.count("validation"), len(roles)) == (30, 6, 36)
+    array = decoded.decoded(source, 8)
+    assert [int(image[0, 0, 0]) for image in array] == [*range(30), *range(6)]
+    assert [entry.label for entry in source.entries[:3]] == ["x", "y", "z"]
+    for given, message in (
+        (("photo", "fine"), "no column 'photo', which task.image names"),
+        ((None, "img"), "column 'img' does not hold classes"),
+        ((None, None), "does not have one column of labels, but 2"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            sources.Hub(hub_images, None, *given)
+
+
+# -- what cannot be -----------------------------------------------------------------------------
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    for n in range(8):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png")
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    with pytest.raises(UsageError, match=r"a/broken\.jpg cannot be read as an image"):
+        make(tmp_path)
+
+
+def test_what_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.zip").write_text("no tar")
+    (tmp_path / "b.tar.gz").write_text("no tar")
+    for data, message in (
+        ("a.zip", r"a\.zip is neither a folder of images nor a tar"),
+        ("b.tar.gz", r"b\.tar\.gz cannot be read as a tar"),
+        ("c.tar", r"c\.tar: no such file"),
+        ("./photos", "photos: no such file or folder"),
+        ("no/such", "data set no/such does not load.*cannot be reached.*there is none"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make(data)
+    with pytest.raises(UsageError, match=r"No data: .*--set task\.data=DIR"):
+        ImageClassification(ImageOptions.model_validate({}), ImageModelOptions(**SCRATCH))
+
+
+def test_a_tar_that_is_cut_short(digit_images: Path, tmp_path: Path) -> None:
+    path = pack(digit_images, tmp_path / "a.tar.gz", "w:gz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UsageError, match=r"a\.tar\.gz (is damaged or cut short|cannot be read)"):
+        make(path)
+
+
+@pytest.mark.shared_data
+@pytest.mark.processes
+def test_the_real_tar(shared_data: Path) -> None:
+    source = sources.Tar(shared_data / "cifar10" / "cifar10-jpg.tar.xz")
+    rows = Counter((entry.role, entry.label) for entry in source.entries)
+    assert len(source.classes) == 10
+    for name in source.classes:
+        assert (rows["train", name], rows["test", name]) == (5_000, 1_000)
+    assert len(rows) == 20
+    first = decoded.open_image(next(source.encoded()), source.entries[0])
+    assert first.size == (32, 32)

