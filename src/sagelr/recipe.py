@@ -7,167 +7,38 @@ command line by its dotted name, as in `--set train.epochs=5`.
 from __future__ import annotations
 
 import copy
-import difflib
-import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError
 
 from sagelr.errors import UsageError
-from sagelr.tasks import Metric, Task, family
+from sagelr.schema import Arm, AuditOptions, Recipe, Setting, Study, Train, nearest, settings_of
+from sagelr.tasks import family
 
-Setting = dict[str, float]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+__all__ = [
+    "ALIASES",
+    "Arm",
+    "AuditOptions",
+    "Recipe",
+    "Setting",
+    "Study",
+    "Train",
+    "built_in",
+    "check",
+    "load",
+    "override",
+    "parse_override",
+    "read",
+    "settings_of",
+]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Train(_Strict):
-    """`[train]`: one training, the same for every arm."""
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Finite = Field(0.1, ge=0, lt=1, description="share of the steps")
-    max_grad_norm: Finite = Field(1.0, ge=0, description="0 turns clipping off")
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = Field(1, ge=1, description="CPU threads of one training")
-
-
-class Study(_Strict):
-    """`[study]`: how arms are tuned and compared."""
-
-    arms: list[str] = Field(min_length=1)
-    select_by: str = "loss"
-    tune_seeds: int = Field(2, ge=1, le=1000)
-    report_seeds: int = Field(10, ge=2, le=100_000)
-    max_extensions: int = Field(3, ge=0, le=20)
-    margin: Finite = Field(
-        gt=0, description="in natural units: differences within it do not matter"
-    )
-
-
-class Arm(_Strict):
-    """`[arms.NAME]`: one side of a comparison."""
-
-    label: str
-    role: Literal["base", "sage"]
-    base: str | None = Field(None, description="the arm that a sage arm is compared with")
-    optimizer: str
-    options: dict[str, Any] = {}
-    scope: str | list[str] = "attention+ffn"
-    grid: dict[str, list[Finite]]
-
-    @field_validator("grid")
-    @classmethod
-    def _grid(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
-        if "lr" not in grid:
-            raise ValueError("a grid needs lr: each arm has its own tuned lr")
-        for axis, values in grid.items():
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{axis} needs one or more values, each once; got {values}")
-        if min(grid["lr"]) <= 0:
-            raise ValueError(f"lr must be above 0; got {min(grid['lr'])}")
-        return {axis: sorted(values) for axis, values in grid.items()}
-
-    @model_validator(mode="after")
-    def _role(self) -> Self:
-        if self.role == "sage" and self.base is None:
-            raise ValueError("a sage arm names its base, the arm that it is compared with")
-        if self.role == "base" and self.base is not None:
-            raise ValueError("base = … is for sage arms; this one is a base itself")
-        if both := sorted(self.options.keys() & self.grid.keys()):
-            raise ValueError(f"{both[0]} stands both in options and in the grid")
-        return self
-
-    def settings(self) -> list[Setting]:
-        """Every point of the grid."""
-        return settings_of(self.grid)
-
-
-class Recipe(_Strict):
-    """A whole recipe. `task` and `model` are checked by the task's family."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    title: str
-    description: str = ""
-    metric: str
-    task: dict[str, Any]
-    model: dict[str, Any] = {}
-    train: Train
-    study: Study
-    arms: dict[str, Arm]
-    quick: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _arms(self) -> Self:
-        for name in self.study.arms:
-            if name not in self.arms:
-                raise ValueError(f"study.arms names {name!r}; {_nearest(name, self.arms)}")
-        if len(set(self.study.arms)) < len(self.study.arms):
-            raise ValueError("study.arms names an arm twice")
-        for name, arm in self.arms.items():
-            base = self.arms.get(arm.base or "")
-            if arm.base is not None and (base is None or base.role != "base"):
-                raise ValueError(
-                    f"arms.{name}.base = {arm.base!r} is not an arm whose role is base"
-                )
-        sizes = {name: len(self.arms[name].settings()) for name in self.study.arms}
-        if len(set(sizes.values())) > 1:
-            shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise ValueError(
-                f"grids of different size ({shown} settings): the arm with more settings would be "
-                "tuned better. Give every arm in study.arms as many"
-            )
-        return self
-
-    @property
-    def family(self) -> type[Task]:
-        """The family of tasks that this recipe is of."""
-        return family(self.task["family"])
-
-    @property
-    def score(self) -> Metric:
-        """The metric that arms are compared by."""
-        return self.family.metrics[self.metric]
-
-    def chosen_arms(self) -> dict[str, Arm]:
-        """The arms of the study, in its order."""
-        return {name: self.arms[name] for name in self.study.arms}
-
-    def make_task(self) -> Task:
-        """Load the data."""
-        cls = self.family
-        data, model = cls.DataOptions(**self.task), cls.ModelOptions(**self.model)
-        return cls(data, model)
-
-    def to_json(self) -> dict[str, Any]:
-        """The recipe as plain data, which `check` takes back."""
-        return self.model_dump(mode="json")
-
-
-def settings_of(grid: Mapping[str, Sequence[float]]) -> list[Setting]:
-    """Every point of a grid.
-
-    Example:
-        >>> settings_of({"lr": [0.1, 0.2], "beta0": [0.75]})
-        [{'lr': 0.1, 'beta0': 0.75}, {'lr': 0.2, 'beta0': 0.75}]
-    """
-    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+# Short names for --set in every recipe; a recipe's [aliases] adds its own.
+ALIASES = {"parallel": "train.parallel"}
 
 
 # -- finding and reading ------------------------------------------------------------------------
@@ -208,7 +79,7 @@ def read(name: str) -> tuple[dict[str, Any], str]:
         known = built_in()
         if name not in known:
             raise UsageError(
-                f"There is no recipe {name!r}; {_nearest(name, known)}. "
+                f"There is no recipe {name!r}; {nearest(name, known)}. "
                 "A recipe of one's own is given by the path of its .toml file."
             )
         text = known[name]
@@ -244,7 +115,7 @@ def load(
                 f"Recipe {name} has no [quick] table, so --quick cannot know what to make smaller. "
                 'Add one, for example [quick] with "train.epochs" = 1, or use --set.'
             )
-        data = override(data, small, f"[quick] of recipe {name}")
+        data = override(data, dict(_dotted(small)), f"[quick] of recipe {name}")
     if arms is not None:
         data = override(data, {"study.arms": list(arms)}, "--arms")
     data = override(data, overrides or {}, "--set")
@@ -276,12 +147,17 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
             raise UsageError(_message(where, error, options, (key,), data)) from None
     if recipe.metric not in cls.metrics:
         raise UsageError(
-            f"{where}: metric = {recipe.metric!r}; {_nearest(recipe.metric, cls.metrics)}."
+            f"{where}: metric = {recipe.metric!r}; {nearest(recipe.metric, cls.metrics)}."
         )
     selectors = ("loss", *cls.metrics)
     if recipe.study.select_by not in selectors:
-        near = _nearest(recipe.study.select_by, selectors)
+        near = nearest(recipe.study.select_by, selectors)
         raise UsageError(f"{where}: study.select_by = {recipe.study.select_by!r}; {near}.")
+    keys = list(_known_keys(data))
+    for name, key in recipe.aliases.items():
+        if not any(re.fullmatch(pattern, key) for pattern, _ in keys):
+            near = nearest(key, [known for _, known in keys], listed=False)
+            raise UsageError(f"{where}: aliases.{name} = {key!r} is not a key of a recipe; {near}.")
     return recipe.model_copy(update=parts)
 
 
@@ -321,10 +197,12 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
     if not values:
         return result
     patterns = list(_known_keys(result))
-    for key, value in values.items():
+    aliases = _aliases(result)
+    for name, value in values.items():
+        key = aliases.get(name, name)
         if not any(re.fullmatch(pattern, key) for pattern, _ in patterns):
-            names = [name for _, name in patterns]
-            raise UsageError(f"{where}: unknown key {key!r}; {_nearest(key, names, listed=False)}.")
+            names = [*aliases, *(name for _, name in patterns)]
+            raise UsageError(f"{where}: unknown key {key!r}; {nearest(key, names, listed=False)}.")
         *path, last = key.split(".")
         table = result
         for part in path:
@@ -335,12 +213,19 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
     return result
 
 
+def _aliases(data: Mapping[str, Any]) -> dict[str, str]:
+    """Short name → dotted name, as far as a recipe that is not checked yet has them."""
+    given = data.get("aliases")
+    found = given.items() if isinstance(given, dict) else ()
+    return ALIASES | {name: key for name, key in found if isinstance(key, str)}
+
+
 def _known_keys(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A pattern and a name for every key a recipe like this one may have."""
     cls = family(data["task"]["family"]) if _has_family(data) else None
     for key in Recipe.model_fields:
         yield key, key
-    tables: dict[str, type[BaseModel]] = {"train": Train, "study": Study}
+    tables: dict[str, type[BaseModel]] = {"train": Train, "study": Study, "audit": AuditOptions}
     if cls is not None:
         tables |= {"task": cls.DataOptions, "model": cls.ModelOptions}
     found = data.get("arms")
@@ -348,8 +233,12 @@ def _known_keys(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     names = list(arms)
     tables |= {f"arms.{name}": Arm for name in names}
     for table, model in tables.items():
-        for key in model.model_fields:
+        for key, field in model.model_fields.items():
             yield re.escape(f"{table}.{key}"), f"{table}.{key}"
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                for part in inner.model_fields:
+                    yield re.escape(f"{table}.{key}.{part}"), f"{table}.{key}.{part}"
     for name in names:
         for axis in arms[name].get("grid", {}) if isinstance(arms[name], dict) else ():
             yield re.escape(f"arms.{name}.grid.{axis}"), f"arms.{name}.grid.{axis}"
@@ -358,21 +247,25 @@ def _known_keys(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield re.escape(f"arms.{name}.{free}.") + r"[^.]+", f"arms.{name}.{free}"
 
 
+TABLES = re.compile(r"task|model|train|study|audit|arms(\.[^.]+)?")
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`train.epochs = 1`, which TOML reads as a table in a table, as `"train.epochs" = 1`."""
+    for key, value in table.items():
+        name = prefix + key
+        if isinstance(value, dict) and TABLES.fullmatch(name):
+            yield from _dotted(value, f"{name}.")
+        else:
+            yield name, value
+
+
 def _has_family(data: Mapping[str, Any]) -> bool:
     task = data.get("task")
     return isinstance(task, dict) and "family" in task
 
 
 # -- messages -----------------------------------------------------------------------------------
-
-
-def _nearest(name: str, allowed: Mapping[str, Any] | Sequence[str], *, listed: bool = True) -> str:
-    """What to say after an unknown name: the nearest right one, and which are allowed."""
-    known = list(allowed)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    tail = f"allowed: {', '.join(known)}" if listed or not near else ""
-    nearest = f"the nearest right one is {near[0]!r}" if near else ""
-    return "; ".join(part for part in (nearest, tail) if part)
 
 
 def _message(
@@ -389,7 +282,7 @@ def _message(
         key = ".".join(prefix + location)
         if problem["type"] == "extra_forbidden":
             keys = _keys_beside(model, location)
-            lines.append(f"unknown key {key!r}; {_nearest(location[-1], keys)}")
+            lines.append(f"unknown key {key!r}; {nearest(location[-1], keys)}")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
         else:

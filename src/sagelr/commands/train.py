@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sagelr.commands.app import RecipeArgument, SetOption, app, console, overrides_of
 from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
     from sagelr.recipe import Recipe, Setting
+    from sagelr.train import Moment
 
 
 @app.command()
@@ -34,6 +41,17 @@ def train(
     test: Annotated[
         bool, typer.Option("--test", help="Score the test split after the last epoch.")
     ] = False,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="Write the task's predictions, where it has any to make."),
+    ] = False,
+    keep_optimizer: Annotated[
+        bool,
+        typer.Option("--keep-optimizer", help="Save the optimizer's state too, for sagelr audit."),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")
     ] = False,
@@ -42,13 +60,17 @@ def train(
     """Train once; write the scores to run.json and the model in safetensors.
 
     Only the validation split is scored unless --test is given: a test split that settings were
-    tried out on is no test any more.
+    tried out on is no test any more. Ctrl-C saves a checkpoint, and --resume goes on from it.
+    Started by torchrun, several devices train the one model.
     """
     from sagelr.recipe import load
     from sagelr.study.results import machine, versions, write
-    from sagelr.train import Run, check_arm, name_of
+    from sagelr.train import Run, check_arm, name_of, processes, rank
     from sagelr.train import train as run
+    from sagelr.training import checkpoint
 
+    main = rank() == 0
+    console.quiet = not main  # the other processes only help
     overrides = overrides_of(set_)
     checked = load(recipe, overrides)
     name = arm or next(
@@ -61,32 +83,42 @@ def train(
     grid = {axis: [value] for axis, value in setting.items()}
     check_arm(name, chosen.model_copy(update={"grid": grid}))
     folder = out or Path("runs") / f"{checked.name}-{name}-seed{seed}"
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. Give --out a folder.")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise UsageError(f"{folder} is not empty. Give --out another folder, or --overwrite.")
-    folder.mkdir(parents=True, exist_ok=True)
+    if main:
+        _make_folder(folder, resume, overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+    task = checked.make_task()
+    for line in task.notices():
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("training", total=1.0)
+    stop = _Stop()
+    with _how_to_go_on(folder, stop), _Display() as display, _ctrl_c(stop, processes() == 1):
         result = run(
             checked,
             Run("train", name, setting, seed),
-            progress=lambda share: bar.update(task, completed=share),
+            task,
+            observe=display.show if main else None,
+            stop=stop if processes() == 1 else None,
             score_test=test,
             save=folder,
+            keep_optimizer=keep_optimizer,
+            predict=predict,
+            resume=resume,
         )
+    if not main:
+        return
     write(
         folder / "run.json",
         {
             **result,
             "recipe": checked.to_json(),
             "overrides": overrides,
+            "data": task.describe(),
             "command": shlex.join(["sagelr", *sys.argv[1:]]),
             "machine": machine(checked.train.device),
             "versions": versions(),
         },
     )
+    checkpoint.remove(folder)
     if result["status"] == "diverged":
         raise SagelrError(
             f"The training diverged: {result['error']}. Try a lower --lr than {setting['lr']:g}. "
@@ -97,6 +129,147 @@ def train(
             score = checked.score.show(scores[checked.metric])
             console.print(f"{split}: {checked.metric} {score}, loss {scores['loss']:.4g}")
     console.print(f"Model and run.json: {folder}", markup=False, soft_wrap=True)
+    if predict:
+        if problem := result["predictions"]["problem"]:
+            raise SagelrError(f"No predictions: {problem}")
+        files = ", ".join(result["predictions"]["files"])
+        console.print(f"Predictions: {folder / 'predictions'}: {files}", soft_wrap=True)
+
+
+def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """See that the folder is the training's to write into."""
+    from sagelr.training import checkpoint
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Give --out a folder.")
+    if resume:
+        if checkpoint.last(folder) is None:
+            done = (folder / "run.json").exists()
+            why = "the training in it is finished" if done else "there is none in it"
+            raise UsageError(
+                f"--resume needs a checkpoint in {folder}, and {why}. Leave --resume out to begin "
+                "a training, or give --out the folder of one that was stopped."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            stopped = checkpoint.last(folder)
+            go_on = ", or --resume to go on from its checkpoint" if stopped else ""
+            raise UsageError(
+                f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
+            )
+        checkpoint.remove(folder)
+
+
+class _Stop:
+    """What the training asks after every step: a signal says yes, a second one does not wait."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __call__(self) -> bool:
+        return self.caught is not None
+
+    def catch(self, signum: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            raise KeyboardInterrupt
+        self.caught = signum
+        console.print("Saving a checkpoint. Once more to stop without.", markup=False)
+
+
+@contextlib.contextmanager
+def _ctrl_c(stop: _Stop, alone: bool) -> Iterator[None]:
+    """Signals stop the training after its step, if it is in this process alone.
+
+    Several processes would hear of it at different steps: there, the last checkpoint stands.
+    """
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = (signal.SIGINT, signal.SIGTERM)
+    before = {signum: signal.signal(signum, stop.catch) for signum in wanted}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _how_to_go_on(folder: Path, stop: _Stop) -> Iterator[None]:
+    """What is said when the training is stopped; in one process of several, by the first alone."""
+    from sagelr.train import StoppedTrainingError, rank
+    from sagelr.training import checkpoint
+
+    try:
+        yield
+    except (SagelrError, KeyboardInterrupt) as error:
+        if rank():
+            raise typer.Exit(getattr(error, "exit_status", 130)) from None
+        if not isinstance(error, StoppedTrainingError | KeyboardInterrupt):
+            raise
+        told = [str(error) or "Stopped."]
+        found = checkpoint.last(folder)
+        if found is None:
+            told.append("There is no checkpoint yet.")
+        else:
+            words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+            command = shlex.join(["sagelr", *words, "--resume"])
+            told.append(f"Checkpoint: {found}\nTo go on: {command}")
+        stopped = StoppedTrainingError(" ".join(told))
+        stopped.exit_status = 128 + (stop.caught or signal.SIGINT)
+        raise stopped from None
+
+
+class _Display:
+    """How a training stands: a bar in a terminal, a line now and then elsewhere."""
+
+    def __enter__(self) -> _Display:
+        self._began: tuple[float, float] | None = None
+        self._next = 0.1
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}{task.fields[r]}"),
+            BarColumn(),
+            TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        if console.is_terminal:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=1, epoch="0.0", loss="–", r="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, moment: Moment) -> None:
+        """Show how it stands."""
+        loss = "–" if moment.loss is None else f"{moment.loss:.4f}"
+        r = "" if moment.multiplier is None else f"  multiplier {moment.multiplier:.2f}"
+        if console.is_terminal:
+            self._bar.update(
+                self._task,
+                total=moment.total,
+                completed=moment.step,
+                epoch=f"{moment.epoch:.1f}",
+                loss=loss,
+                r=r,
+            )
+            return
+        share, now = moment.step / moment.total, time.monotonic()
+        if self._began is None:
+            self._began = (share, now)
+        if share >= self._next:
+            self._next = share + 0.1
+            gone = share - self._began[0]
+            left = (now - self._began[1]) * (1 - share) / gone if gone else 0.0
+            told = f", about {max(1, round(left))} s left" if left else ""
+            print(
+                f"step {moment.step} of {moment.total}, epoch {moment.epoch:.1f}: loss {loss}{r}"
+                f"{told}",
+                flush=True,
+            )
 
 
 def _setting(recipe: Recipe, name: str, given: dict[str, float | None]) -> Setting:

@@ -1,0 +1,234 @@
+"""What a recipe holds: its tables and keys, checked by pydantic.
+
+`sagelr.recipe` finds, reads and changes recipes; this is what they must look like.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sagelr.tasks import Metric, Task, family
+
+Setting = dict[str, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Train(_Strict):
+    """`[train]`: one training, the same for every arm."""
+
+    epochs: int = Field(ge=1)
+    max_steps: int | None = Field(None, ge=1, description="ends the training, in place of epochs")
+    batch_size: int | None = Field(None, ge=1, description="rows of a batch, over all devices")
+    tokens_per_batch: int | None = Field(
+        None, ge=1, description="in place of batch_size: padded tokens of a batch, over all devices"
+    )
+    eval_batch_size: int | None = Field(None, ge=1, description="rows on one device")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    length_grouped: bool = Field(False, description="rows of like length share a batch")
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
+    warmup: Finite = Field(0.1, ge=0, description="share of the steps if below 1, else steps")
+    max_grad_norm: Finite = Field(1.0, ge=0, description="0 turns clipping off")
+    label_smoothing: Finite = Field(0.0, ge=0, lt=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without a better study.select_by; the best one is kept"
+    )
+    average_checkpoints: int = Field(
+        0, ge=0, description="the weights are the mean over the ends of this many last epochs"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    save_every: int | None = Field(None, ge=1, description="steps; every epoch by default")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    parallel: Literal["ddp", "fsdp2"] = Field("ddp", description="how several devices train one")
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int = Field(1, ge=1, description="CPU threads of one training")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.batch_size is None and self.tokens_per_batch is None:
+            raise ValueError("batch_size is missing (or tokens_per_batch, in its place)")
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(
+                f"warmup = {self.warmup:g} is neither a share of the steps (below 1) nor a whole "
+                "number of them"
+            )
+        if self.tokens_per_batch is not None and self.length_grouped:
+            raise ValueError(
+                "tokens_per_batch puts rows of like length together as it is: leave "
+                "length_grouped out"
+            )
+        if self.early_stopping is not None and self.average_checkpoints:
+            raise ValueError(
+                "early_stopping keeps the weights of the best epoch, average_checkpoints the mean "
+                "of the last ones: choose one of them"
+            )
+        if self.max_steps is None and self.average_checkpoints > self.epochs:
+            raise ValueError(
+                f"average_checkpoints = {self.average_checkpoints} is more than the "
+                f"{self.epochs} epochs there are"
+            )
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ValueError('precision = "fp16" needs a GPU; a CPU trains in "bf16"')
+        return self
+
+
+class Study(_Strict):
+    """`[study]`: how arms are tuned and compared."""
+
+    arms: list[str] = Field(min_length=1)
+    select_by: str = "loss"
+    tune_seeds: int = Field(2, ge=1, le=1000)
+    report_seeds: int = Field(10, ge=2, le=100_000)
+    max_extensions: int = Field(3, ge=0, le=20)
+    margin: Finite = Field(
+        gt=0, description="in natural units: differences within it do not matter"
+    )
+
+
+class Arm(_Strict):
+    """`[arms.NAME]`: one side of a comparison."""
+
+    label: str
+    role: Literal["base", "sage"]
+    base: str | None = Field(None, description="the arm that a sage arm is compared with")
+    optimizer: str
+    options: dict[str, Any] = {}
+    scope: str | list[str] = "attention+ffn"
+    grid: dict[str, list[Finite]]
+
+    @field_validator("grid")
+    @classmethod
+    def _grid(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
+        if "lr" not in grid:
+            raise ValueError("a grid needs lr: each arm has its own tuned lr")
+        for axis, values in grid.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{axis} needs one or more values, each once; got {values}")
+        if min(grid["lr"]) <= 0:
+            raise ValueError(f"lr must be above 0; got {min(grid['lr'])}")
+        return {axis: sorted(values) for axis, values in grid.items()}
+
+    @model_validator(mode="after")
+    def _role(self) -> Self:
+        if self.role == "sage" and self.base is None:
+            raise ValueError("a sage arm names its base, the arm that it is compared with")
+        if self.role == "base" and self.base is not None:
+            raise ValueError("base = … is for sage arms; this one is a base itself")
+        if both := sorted(self.options.keys() & self.grid.keys()):
+            raise ValueError(f"{both[0]} stands both in options and in the grid")
+        return self
+
+    def settings(self) -> list[Setting]:
+        """Every point of the grid."""
+        return settings_of(self.grid)
+
+
+class AuditOptions(_Strict):
+    """`[audit]`: what every run that is reported is measured for, beside its scores."""
+
+    enabled: bool = False
+    sparsities: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.0, 0.2, 0.4, 0.6, 0.8], min_length=1, description="shares of the weights that go"
+    )
+    scores: list[str] = Field(
+        default=["sensitivity", "magnitude"],
+        min_length=1,
+        description="by which the lowest weights go",
+    )
+    scope: Literal["global", "layer"] = "global"
+    batch_size: int = Field(default=32, ge=1, description="sensitivity depends on it")
+    examples: int = Field(
+        default=1000, ge=1, description="training rows that sensitivity is a mean over"
+    )
+
+
+class Recipe(_Strict):
+    """A whole recipe. `task` and `model` are checked by the task's family."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    title: str
+    description: str = ""
+    metric: str
+    task: dict[str, Any]
+    model: dict[str, Any] = {}
+    train: Train
+    study: Study
+    arms: dict[str, Arm]
+    audit: AuditOptions = AuditOptions()
+    aliases: dict[str, str] = {}
+    quick: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _arms(self) -> Self:
+        for name in self.study.arms:
+            if name not in self.arms:
+                raise ValueError(f"study.arms names {name!r}; {nearest(name, self.arms)}")
+        if len(set(self.study.arms)) < len(self.study.arms):
+            raise ValueError("study.arms names an arm twice")
+        for name, arm in self.arms.items():
+            base = self.arms.get(arm.base or "")
+            if arm.base is not None and (base is None or base.role != "base"):
+                raise ValueError(
+                    f"arms.{name}.base = {arm.base!r} is not an arm whose role is base"
+                )
+        sizes = {name: len(self.arms[name].settings()) for name in self.study.arms}
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise ValueError(
+                f"grids of different size ({shown} settings): the arm with more settings would be "
+                "tuned better. Give every arm in study.arms as many"
+            )
+        return self
+
+    @property
+    def family(self) -> type[Task]:
+        """The family of tasks that this recipe is of."""
+        return family(self.task["family"])
+
+    @property
+    def score(self) -> Metric:
+        """The metric that arms are compared by."""
+        return self.family.metrics[self.metric]
+
+    def chosen_arms(self) -> dict[str, Arm]:
+        """The arms of the study, in its order."""
+        return {name: self.arms[name] for name in self.study.arms}
+
+    def make_task(self) -> Task:
+        """Load the data."""
+        cls = self.family
+        data, model = cls.DataOptions(**self.task), cls.ModelOptions(**self.model)
+        return cls(data, model)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain data, which `check` takes back."""
+        return self.model_dump(mode="json")
+
+
+def settings_of(grid: Mapping[str, Sequence[float]]) -> list[Setting]:
+    """Every point of a grid.
+
+    Example:
+        >>> settings_of({"lr": [0.1, 0.2], "beta0": [0.75]})
+        [{'lr': 0.1, 'beta0': 0.75}, {'lr': 0.2, 'beta0': 0.75}]
+    """
+    return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
+
+
+def nearest(name: str, allowed: Mapping[str, Any] | Sequence[str], *, listed: bool = True) -> str:
+    """What to say after an unknown name: the nearest right one, and which are allowed."""
+    known = list(allowed)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    tail = f"allowed: {', '.join(known)}" if listed or not near else ""
+    nearest = f"the nearest right one is {near[0]!r}" if near else ""
+    return "; ".join(part for part in (nearest, tail) if part)

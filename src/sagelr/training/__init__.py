@@ -1,0 +1,1 @@
+"""What `sagelr.train` is made of: optimizers of arms, batches, the Trainer, checkpoints."""

@@ -1,0 +1,83 @@
+"""Evaluation that gives the same scores and the same loss on any number of devices.
+
+The Trainer fills up the last batch and takes the loss of the processes as if their parts of a batch
+were of one size; of a split that is a few batches long, that is the loss of another split. Here
+every process has its part of each batch, and the parts are weighted and put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from sagelr.training.batches import Batches, in_order, loader
+
+IGNORED = -100  # a label that does not count
+
+
+def labels_of(batch: dict[str, Any]) -> Tensor:
+    """How many labels of a batch count."""
+    return batch["labels"].ne(IGNORED).sum()
+
+
+class SharedEvaluation(Trainer):
+    """A Trainer that evaluates in parts, where there are several processes."""
+
+    _losses: list[tuple[float, int]]  # of each batch: its mean loss, and its rows
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The rows of a split in order, as far as they are this process's."""
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        count = self.args.world_size
+        if count == 1:
+            return super().get_eval_dataloader(rows)
+        plan = in_order(len(rows), self.args.per_device_eval_batch_size * count, count)
+        batches = Batches(plan, self.args.process_index, count)
+        collate: Callable[[list[Any]], Any] = self.data_collator
+        return loader(rows, batches, collate, self.accelerator.device, pinned=False)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate this process's part of a batch."""
+        found: Any = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.args.world_size > 1:
+            loss, count, rows = found[0], labels_of(inputs), len(inputs["labels"])
+            parts = torch.stack([loss * count, count.to(loss), torch.full_like(loss, rows)])
+            total, counted, rows = self.accelerator.reduce(parts, "sum").tolist()  # type: ignore[union-attr]
+            self._losses.append((total / max(counted, 1.0), rows))
+        return found
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate, and put together what the processes found."""
+        self._losses = []
+        if self.args.world_size > 1:
+            self.gather_function = self._joined
+        found = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        if self._losses and found.metrics is not None:
+            rows = sum(count for _, count in self._losses)
+            mean = sum(loss * count for loss, count in self._losses) / rows
+            found.metrics[f"{metric_key_prefix}_loss"] = mean
+        return found
+
+    def _joined(self, part: Any) -> Any:
+        """The parts of all processes after each other, of whatever length they are."""
+        if isinstance(part, tuple | list):
+            return type(part)(self._joined(each) for each in part)
+        accelerator: Any = self.accelerator
+        lengths = accelerator.gather(torch.tensor([len(part)], device=accelerator.device)).tolist()
+        padded = accelerator.pad_across_processes(part.contiguous(), dim=0)
+        parts = accelerator.gather(padded).chunk(len(lengths))
+        return torch.cat([each[:length] for each, length in zip(parts, lengths, strict=True)])

@@ -1,0 +1,117 @@
+"""An arm's optimizer: checked before anything is trained, and made for a model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sagelr
+from sagelr.errors import SagelrError, UsageError
+from sagelr.groups import param_groups
+from sagelr.optim.base import SageOptimizer
+from sagelr.optim.controls import ControlAdamW
+from sagelr.schema import Arm, Setting
+from sagelr.training.run import name_of
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "Adamax": torch.optim.Adamax,
+    "SGD": torch.optim.SGD,
+    "SageAdamW": sagelr.SageAdamW,
+    "SageAdamax": sagelr.SageAdamax,
+    "SageSGD": sagelr.SageSGD,
+    "ControlAdamW": ControlAdamW,
+}
+# Where torch has fused kernels for its own optimizers.
+FUSED_ON = frozenset({"cpu", "cuda", "mps", "xpu"})
+EXECUTION = frozenset({"fused", "foreach", "differentiable"})
+
+
+def check_arm(name: str, arm: Arm) -> None:
+    """Build the arm's optimizer at every setting, on a single number, to see that it can be.
+
+    Raises:
+        UsageError: no such optimizer, an option that it does not have, or a value out of range.
+    """
+    cls = OPTIMIZERS.get(arm.optimizer)
+    if cls is None:
+        raise UsageError(
+            f"arms.{name}.optimizer = {arm.optimizer!r} is not an optimizer. "
+            f"Allowed: {', '.join(OPTIMIZERS)}."
+        )
+    if issubclass(cls, SageOptimizer) != (arm.role == "sage"):
+        raise UsageError(
+            f"arms.{name}.role = {arm.role!r} does not fit its optimizer {arm.optimizer}: the "
+            "Sage optimizers are for the role sage, torch's own for the role base."
+        )
+    known = [key for key in inspect.signature(cls).parameters if key != "params"]
+    for option in (*arm.options, *arm.grid):
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"the nearest right one is {near[0]!r}; " if near else ""
+            raise UsageError(
+                f"arms.{name}: {arm.optimizer} has no option {option!r}; {hint}"
+                f"allowed: {', '.join(known)}."
+            )
+    for setting in arm.settings():
+        try:
+            cls([nn.Parameter(torch.zeros(1))], **_options(arm, setting))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"arms.{name} at {name_of(setting)}: {error}") from None
+
+
+def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.Optimizer:
+    """The arm's optimizer over the groups of a model: no decay on biases and norms, SAGE in scope.
+
+    torch's own optimizers take their fused step where they have one on the model's device, as the
+    Sage optimizers do by themselves, unless the arm's options say how the step is executed.
+
+    Raises:
+        SagelrError: the scope selects nothing in this model.
+    """
+    cls, options = OPTIMIZERS[arm.optimizer], _options(arm, setting)
+    parameters = inspect.signature(cls).parameters
+    decay = options.get("weight_decay")
+    if decay is None:
+        decay = parameters["weight_decay"].default
+    sage = arm.role == "sage"
+    try:
+        groups = param_groups(model, weight_decay=decay, sage=arm.scope if sage else "none")
+    except (TypeError, ValueError) as error:
+        raise SagelrError(f"{arm.label}, scope {arm.scope!r}: {error}") from None
+    if not sage:
+        for group in groups:
+            del group["sage"]
+        device = next(model.parameters()).device.type
+        if "fused" in parameters and device in FUSED_ON and not EXECUTION & options.keys():
+            options["fused"] = True
+    return cls(groups, **options)
+
+
+def _options(arm: Arm, setting: Setting) -> dict[str, Any]:
+    options: dict[str, Any] = {**arm.options, **setting}
+    return options | ({"betas": tuple(options["betas"])} if "betas" in options else {})
+
+
+def as_used(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Any]:
+    """Every option of the optimizer, and what its groups hold, as results.json has it."""
+    options: dict[str, Any] = {key: _plain(value) for key, value in optimizer.defaults.items()}
+    if "sage_lr_scale" in options:
+        options["lr_scale"] = options.pop("sage_lr_scale")
+    groups = []
+    for group in optimizer.param_groups:
+        entry = {"parameters": sum(param.numel() for param in group["params"])}
+        entry |= {"weight_decay": group["weight_decay"]}
+        groups.append(entry | ({"sage": group["sage"]} if "sage" in group else {}))
+    options["groups"] = groups
+    return options | ({"scope": arm.scope} if arm.role == "sage" else {})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,305 @@
+"""Recipes: what they may hold, how they are changed, and what is said of what is wrong."""
+
+import re
+
+import pytest
+
+from sagelr.errors import UsageError
+from sagelr.recipe import built_in, check, load, override, parse_override, read
+
+MINIMAL = """
+name = "mine"
+title = "T"
+metric = "accuracy"
+[task]
+family = "digits"
+[train]
+epochs = 2
+batch_size = 8
+[study]
+arms = ["a"]
+margin = 0.01
+[arms.a]
+label = "A"
+role = "base"
+optimizer = "AdamW"
+grid.lr = [1e-3]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Loads a recipe of these words, in place of others in the smallest one."""
+
+    def make(*changes, extra="", **options):
+        text = MINIMAL
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "mine.toml"
+        path.write_text(text + extra)
+        return load(str(path), **options)
+
+    return make
+
+
+def refused(make, *told):
+    with pytest.raises(UsageError) as error:
+        make()
+    for part in told:
+        assert part in str(error.value)
+    return str(error.value)
+
+
+# -- what is right -------------------------------------------------------------------------------
+
+
+def test_defaults(recipe):
+    found = recipe()
+    train = found.train
+    assert (train.schedule, train.warmup, train.accumulate, train.precision) == (
+        "linear", 0.1, 1, "float32"
+    )  # fmt: skip
+    assert train.report_to == []
+    assert not found.audit.enabled
+    assert found.task["train"] == 1000  # the family's own defaults are filled in
+    assert check(found.to_json(), "again") == found
+
+
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_built_in_recipes_are_right(name):
+    assert load(name).name == name
+    if read(name)[0].get("quick"):
+        load(name, quick=True)
+
+
+def test_tables_of_training_and_audit(recipe):
+    found = recipe(
+        ("batch_size = 8", 'batch_size = 8\nwarmup = 4000\nreport_to = ["wandb"]'),
+        extra='[audit]\nenabled = true\nsparsities = [0, 0.9]\nscope = "layer"',
+    )
+    assert found.train.warmup == 4000
+    assert found.audit.sparsities == [0, 0.9]
+    assert found.audit.scope == "layer"
+
+
+def test_batches_of_tokens_need_no_rows(recipe):
+    assert recipe(("batch_size = 8", "tokens_per_batch = 4096")).train.batch_size is None
+
+
+# -- what is wrong -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("epochs = 2", "epochs = 2\nepoch = 2", "unknown key 'train.epoch'; the nearest right one"),
+        (
+            "epochs = 2",
+            "epochs = 0",
+            "train.epochs = 0: Input should be greater than or equal to 1",
+        ),
+        ("epochs = 2", 'epochs = "two"', "train.epochs = 'two': Input should be a valid integer"),
+        ("epochs = 2", "epochs = 2.5", "train.epochs = 2.5"),
+        ("epochs = 2", "", "train.epochs is missing"),
+        ("batch_size = 8", "", "train: batch_size is missing (or tokens_per_batch"),
+        ("batch_size = 8", "batch_size = 8\nwarmup = -0.1", "train.warmup = -0.1"),
+        ("batch_size = 8", "batch_size = 8\nwarmup = nan", "train.warmup = nan"),
+        ("batch_size = 8", "batch_size = 8\nwarmup = 1.5", "neither a share of the steps"),
+        (
+            "batch_size = 8",
+            "tokens_per_batch = 9\nlength_grouped = true",
+            "tokens_per_batch puts rows of like length together",
+        ),
+        (
+            "epochs = 2",
+            "epochs = 2\nearly_stopping = 1\naverage_checkpoints = 2",
+            "choose one of them",
+        ),
+        ("epochs = 2", "epochs = 2\naverage_checkpoints = 3", "more than the 2 epochs there are"),
+        ("epochs = 2", 'epochs = 2\nprecision = "fp16"\ndevice = "cpu"', "needs a GPU"),
+        ("epochs = 2", "epochs = 2\nlabel_smoothing = 1", "train.label_smoothing = 1"),
+        ("epochs = 2", 'epochs = 2\nschedule = "step"', "'cosine', 'constant' or 'inverse_sqrt'"),
+        ("epochs = 2", 'epochs = 2\nparallel = "tp"', "'ddp' or 'fsdp2'"),
+        ("epochs = 2", 'epochs = 2\nreport_to = ["tb"]', "train.report_to.0 = 'tb'"),
+        ("margin = 0.01", "margin = 0", "study.margin = 0"),
+        ('arms = ["a"]', 'arms = ["b"]', "study.arms names 'b'; allowed: a"),
+        ('arms = ["a"]', 'arms = ["a", "a"]', "names an arm twice"),
+        ('arms = ["a"]', "arms = []", "study.arms"),
+        ('metric = "accuracy"', 'metric = "acuracy"', "the nearest right one is 'accuracy'"),
+        ('family = "digits"', 'family = "digit"', "Did you mean 'digits'?"),
+        ('family = "digits"', "", "task.family is missing"),
+        ('family = "digits"', 'family = "digits"\nrows = 3', "unknown key 'task.rows'"),
+        ('name = "mine"', 'name = "My Recipe"', "name = 'My Recipe'"),
+        ("grid.lr = [1e-3]", "grid.lr = []", "lr needs one or more values"),
+        ("grid.lr = [1e-3]", "grid.lr = [1e-3, 1e-3]", "each once"),
+        ("grid.lr = [1e-3]", "grid.lr = [-1e-3]", "lr must be above 0"),
+        ("grid.lr = [1e-3]", "grid.beta0 = [0.5]", "a grid needs lr"),
+        ('role = "base"', 'role = "sage"', "a sage arm names its base"),
+        ('role = "base"', 'role = "base"\nbase = "a"', "base = … is for sage arms"),
+        ('role = "base"', 'role = "bass"', "'base' or 'sage'"),
+        (
+            'optimizer = "AdamW"',
+            'optimizer = "AdamW"\noptions.lr = 1',
+            "both in options and in the",
+        ),
+    ],
+)
+def test_one_message_that_says_what_and_where(recipe, old, new, told):
+    message = refused(lambda: recipe((old, new)), told)
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def test_every_problem_is_told(recipe):
+    message = refused(lambda: recipe(("epochs = 2", "epoch = 0"), ("margin = 0.01", "margin = -1")))
+    assert [line.strip()[:20] for line in message.splitlines()[1:]] == [
+        "train.epochs is miss", "unknown key 'train.e", "study.margin = -1: I"
+    ]  # fmt: skip
+
+
+def test_grids_of_different_size(recipe):
+    other = '[arms.b]\nlabel="B"\nrole="base"\noptimizer="SGD"\ngrid.lr=[0.1, 0.2]'
+    refused(
+        lambda: recipe(('arms = ["a"]', 'arms = ["a", "b"]'), extra=other),
+        "grids of different size (a 1, b 2 settings)",
+        "Give every arm in study.arms as many",
+    )
+    recipe(extra=other)  # an arm that is not in the study may have any
+
+
+def test_a_base_that_is_none(recipe):
+    arm = '[arms.s]\nlabel="S"\nrole="sage"\nbase="x"\noptimizer="SageSGD"\ngrid.lr=[0.1]'
+    refused(lambda: recipe(extra=arm), "arms.s.base = 'x' is not an arm whose role is base")
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ("[audit]\nsparsities = [1.0]", "audit.sparsities.0 = 1.0: Input should be less than 1"),
+        ("[audit]\nsparsities = []", "audit.sparsities"),
+        (
+            "[audit]\nenable = true",
+            "unknown key 'audit.enable'; the nearest right one is 'enabled'",
+        ),
+        ('[audit]\nscope = "model"', "'global' or 'layer'"),
+        ("[audit]\nexamples = 0", "audit.examples = 0"),
+        ('[aliases]\ndata = "task.dta"', "aliases.data = 'task.dta' is not a key of a recipe"),
+        ("[aliases]\ndata = 3", "aliases.data = 3"),
+        ("[trian]", "unknown key 'trian'; the nearest right one is 'train'"),
+    ],
+)
+def test_tables_that_are_wrong(recipe, table, told):
+    refused(lambda: recipe(extra=table), told)
+
+
+# -- finding and reading -------------------------------------------------------------------------
+
+
+def test_toml_errors_name_the_line(recipe):
+    refused(lambda: recipe(extra="x =\ny = 1"), "is not valid TOML", "line 18", "Mend that line")
+
+
+def test_recipes_that_are_not_there(tmp_path):
+    refused(lambda: load("digit-vit"), "no recipe 'digit-vit'", "nearest right one is 'digits-vit'")
+    refused(lambda: load(str(tmp_path / "none.toml")), "No such file", "built-in recipe")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    refused(lambda: load(str(tmp_path / "latin.toml")), "not UTF-8 text (byte 8)")
+
+
+# -- replacing values ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.epochs=5", ("train.epochs", 5)),
+        ("train.warmup = 0.5", ("train.warmup", 0.5)),
+        ("data=reviews.csv", ("data", "reviews.csv")),
+        ("data=a=b.csv", ("data", "a=b.csv")),
+        ("x=true", ("x", True)),
+        ('x="true"', ("x", "true")),
+        ("x=[1, 2]", ("x", [1, 2])),
+        ("x=", ("x", "")),
+        ("x=1\ny=2", ("x", "1\ny=2")),
+    ],
+)
+def test_values_of_the_command_line(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=5", " =5"])
+def test_what_is_no_key_and_value(text):
+    refused(lambda: parse_override(text), "is not key=value", "--set train.epochs=5")
+
+
+def test_replacing_by_dotted_name():
+    found = load("digits-vit", {"train.epochs": 3, "arms.adamw.options.eps": 1e-6})
+    assert found.train.epochs == 3
+    assert found.arms["adamw"].options == {"weight_decay": 0.01, "eps": 1e-6}
+
+
+def test_replacing_leaves_the_original():
+    data = {"train": {"epochs": 1}}
+    override(data, {"train.epochs": 2}, "--set")
+    assert data == {"train": {"epochs": 1}}
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("train.epoch", "train.epochs"),
+        ("epochs", "train.epochs"),
+        ("arms.adam.grid.lr", "arms.adamw.grid.lr"),
+        ("paralel", "parallel"),
+        ("audit.enable", "audit.enabled"),
+    ],
+)
+def test_keys_that_no_recipe_has(key, near):
+    told = f"--set: unknown key '{key}'; the nearest right one is '{near}'."
+    refused(lambda: load("digits-vit", {key: 1}), told)
+
+
+def test_reaching_into_what_is_no_table():
+    message = refused(lambda: override({"train": 3}, {"train.epochs": 2}, "--set"))
+    assert re.search(r"'train\.epochs' reaches into 'train', which is not a table", message)
+
+
+def test_aliases(recipe):
+    table = '[aliases]\nrows = "task.train"\nmodel = "model.layers"\nlr = "arms.a.grid.lr"'
+    found = recipe(
+        extra=table, overrides={"rows": 50, "model": 3, "lr": [0.5], "parallel": "fsdp2"}
+    )
+    assert found.task["train"] == 50
+    assert found.model["layers"] == 3
+    assert found.arms["a"].grid["lr"] == [0.5]
+    assert found.train.parallel == "fsdp2"
+    told = "unknown key 'row'; the nearest right one is 'rows'"
+    refused(lambda: recipe(extra=table, overrides={"row": 1}), told)
+
+
+@pytest.mark.parametrize(
+    "quick", ['"train.epochs" = 1', "train.epochs = 1", "train = { epochs = 1 }", "size = 1"]
+)
+def test_quick_puts_its_settings_in_place(recipe, quick):
+    extra = f'[aliases]\nsize = "train.epochs"\n[quick]\n{quick}'
+    assert recipe(extra=extra).train.epochs == 2
+    found = recipe(extra=extra, quick=True)
+    assert (found.train.epochs, found.train.batch_size) == (1, 8)
+    assert recipe(extra=extra, quick=True, overrides={"train.epochs": 7}).train.epochs == 7
+
+
+def test_quick_may_replace_a_grid(recipe):
+    found = recipe(extra="[quick]\narms.a.grid = { lr = [0.5] }", quick=True)
+    assert found.arms["a"].grid == {"lr": [0.5]}
+
+
+def test_quick_that_is_not_there_or_wrong(recipe):
+    refused(lambda: recipe(quick=True), "has no [quick] table", "or use --set")
+    told = "[quick] of recipe"
+    refused(lambda: recipe(extra='[quick]\n"train.epoch" = 1', quick=True), told, "'train.epochs'")
+
+
+def test_arms_of_the_command_line():
+    assert load("digits-vit", arms=["adamw"]).study.arms == ["adamw"]
+    refused(lambda: load("digits-vit", arms=["adam"]), "study.arms names 'adam'", "'adamw'")

@@ -1,0 +1,14 @@
+"""Trainings of a second."""
+
+import gc
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_once() -> None:
+    """Accelerate collects garbage at the start of every training; what is imported is none."""
+    import transformers.trainer  # noqa: F401
+
+    gc.collect()
+    gc.freeze()

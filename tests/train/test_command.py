@@ -1,0 +1,124 @@
+"""`sagelr train`, in this process."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from sagelr.commands import app
+from sagelr.errors import SagelrError, UsageError
+from sagelr.train import StoppedTrainingError
+from sagelr.training import checkpoint
+
+from .small import SMALL, assert_same, without_times
+
+SETTINGS = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+
+
+def sagelr(*words):
+    """What the program prints; what it fails with is raised."""
+    found = CliRunner().invoke(app, ["train", "digits-vit", *SETTINGS, *map(str, words)])
+    if found.exception and not isinstance(found.exception, SystemExit):
+        raise found.exception
+    assert found.exit_code == 0, found.output
+    return " ".join(found.output.split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, sagelr("--out", folder, "--keep-optimizer", "--test")
+
+
+def test_it_leaves_scores_model_and_optimizer(trained):
+    folder, told = trained
+    entry = json.loads((folder / "run.json").read_text())
+    assert entry["status"] == "complete"
+    assert entry["arm"] == "sage-adamw"
+    assert entry["setting"] == {"lr": 0.004, "beta0": 0.6}
+    assert entry["data"]["rows"]["train"] == 60
+    assert entry["recipe"]["train"]["batch_size"] == 12
+    accuracy = entry["scores"]["test"]["accuracy"]
+    assert f"test: accuracy {100 * accuracy:.2f}%" in told
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "config.json", "model.safetensors", "optimizer.pt"
+    }  # fmt: skip
+
+
+def test_it_shows_how_the_training_stands(trained):
+    assert "SageAdamW at lr=0.004,beta0=0.6, seed 0" in trained[1]
+    assert "step 10 of 10, epoch 2.0: loss " in trained[1]
+
+
+def test_a_folder_that_is_not_empty(trained, tmp_path):
+    folder, _ = trained
+    with pytest.raises(
+        UsageError, match=r"not empty\. Give --out another folder, or --overwrite\."
+    ):
+        sagelr("--out", folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    sagelr("--out", copy, "--overwrite", "--arm", "adamw", "--lr", "1e-3")
+    assert json.loads((copy / "run.json").read_text())["setting"] == {"lr": 0.001}
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        sagelr("--out", file)
+
+
+def test_resuming_what_is_finished_or_was_never_begun(trained, tmp_path):
+    with pytest.raises(UsageError, match="the training in it is finished"):
+        sagelr("--out", trained[0], "--resume")
+    with pytest.raises(UsageError, match="there is none in it"):
+        sagelr("--out", tmp_path, "--resume")
+
+
+def test_a_stop_says_how_to_go_on(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr("sagelr.commands.train._Stop.__call__", lambda self: True)
+    with pytest.raises(StoppedTrainingError) as stopped:
+        sagelr("--out", folder, "--keep-optimizer", "--test")
+    told = str(stopped.value)
+    assert stopped.value.exit_status == 130
+    assert told.startswith("Stopped after step 1 of 10. Checkpoint: ")
+    assert told.endswith("--resume")
+    assert not (folder / "run.json").exists()
+    with pytest.raises(UsageError, match=r"--overwrite, or --resume to go on from its checkpoint"):
+        sagelr("--out", folder)
+    monkeypatch.undo()
+    sagelr("--out", folder, "--keep-optimizer", "--test", "--resume")
+    assert_same(trained[0], folder)
+    one, other = (json.loads((path / "run.json").read_text()) for path in (trained[0], folder))
+    assert without_times(one) | {"command": ""} == without_times(other) | {"command": ""}
+    assert checkpoint.last(folder) is None
+
+
+def test_overwriting_leaves_no_checkpoint_of_another_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("sagelr.commands.train._Stop.__call__", lambda self: True)
+    with pytest.raises(StoppedTrainingError):
+        sagelr("--out", tmp_path)
+    with pytest.raises(StoppedTrainingError):
+        sagelr("--out", tmp_path, "--overwrite", "--seed", "1")
+    monkeypatch.undo()
+    sagelr("--out", tmp_path, "--seed", "1", "--resume")
+
+
+def test_a_training_that_diverges_says_so_and_fails(tmp_path):
+    with pytest.raises(SagelrError, match=r"diverged: .* Try a lower --lr than 1e\+20"):
+        sagelr("--out", tmp_path / "run", "--arm", "adamw", "--lr", "1e20")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--arm", "adam"], r"--arm 'adam' is not an arm\. Allowed: adamw, sage-adamw"),
+        (["--arm", "adamw", "--beta0", "0.5"], r"--beta0 is for sage arms; adamw is a base"),
+        (["--lr", "-1"], "lr"),
+        (["--predict"], "has no unlabelled data to predict on"),
+        (["--set", "train.batchsize=3"], r"nearest right one is 'train\.batch_size'"),
+    ],
+)
+def test_wrong_requests(tmp_path, words, told):
+    with pytest.raises(UsageError, match=told):
+        sagelr("--out", tmp_path / "run", *words)

@@ -1,0 +1,185 @@
+"""A training that was stopped and resumed is the training that was not."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+
+from sagelr.errors import UsageError
+from sagelr.train import StoppedTrainingError, train
+from sagelr.training import checkpoint
+
+from .small import assert_same, base, recorded, sage, small, without_times
+
+
+def stop_after(steps):
+    count = itertools.count(1)
+    return lambda: next(count) >= steps
+
+
+def stopped(recipe, run, folder, steps, make=recorded):
+    """A folder with the checkpoint of a training that was stopped after some steps."""
+    with pytest.raises(StoppedTrainingError, match=f"after step {steps} of"):
+        train(recipe, run, make(recipe), save=folder, stop=stop_after(steps))
+    assert checkpoint.last(folder) == folder / f"checkpoint-{steps}"
+
+
+CASES = {
+    "in an epoch": (8, {}),
+    "at the end of one": (5, {}),
+    "in the first": (1, {}),
+    "before the last step": (14, {}),
+    "accumulating": (7, {"train__batch_size": 4, "train__accumulate": 3}),
+    "best epoch": (8, {"train__early_stopping": 2, "train__epochs": 4}),
+    "mean of epochs": (12, {"train__average_checkpoints": 2}),
+    "by tokens": (7, {"train__tokens_per_batch": 60}),
+    "by length": (7, {"train__length_grouped": True}),
+    "in bf16": (7, {"train__precision": "bf16"}),
+    "8-bit state": (7, {"arms__sage-adamw__options": {"state_format": "8bit"}}),
+    "bfloat16 state": (7, {"arms__sage-adamw__options": {"state_format": "bfloat16"}}),
+}
+
+
+@pytest.mark.parametrize(("steps", "settings"), CASES.values(), ids=CASES)
+def test_nothing_shows_that_it_was_stopped(tmp_path, steps, settings):
+    recipe = small(**{"model__dropout": 0.2, "train__epochs": 3} | settings)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    # Not in float64 where the test is of what becomes of float32.
+    make = (
+        (lambda recipe: recipe.make_task()) if "arms__sage-adamw__options" in settings else recorded
+    )
+    options = {"keep_optimizer": True, "score_test": True}
+    uninterrupted = train(recipe, sage(), make(recipe), save=whole, **options)
+    stopped(recipe, sage(), parts, steps, make)
+    torch.rand(3)
+    resumed = train(recipe, sage(), make(recipe), save=parts, resume=True, **options)
+    assert_same(whole, parts)
+    assert without_times(resumed) == without_times(uninterrupted)
+
+
+def test_stopped_twice_by_the_base(tmp_path):
+    recipe = small(model__dropout=0.2)
+    train(recipe, base(), recorded(recipe), save=tmp_path / "whole", keep_optimizer=True)
+    folder = tmp_path / "parts"
+    stopped(recipe, base(), folder, 3)
+    with pytest.raises(StoppedTrainingError):
+        train(recipe, base(), recorded(recipe), save=folder, resume=True, stop=stop_after(4))
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-7"]
+    train(recipe, base(), recorded(recipe), save=folder, resume=True, keep_optimizer=True)
+    assert_same(tmp_path / "whole", folder)
+
+
+def test_rows_that_change_go_on_with_their_epoch(tmp_path):
+    def jittered(recipe):
+        task = recorded(recipe)
+        rows = task.train
+
+        class Jittered(type(rows)):
+            epoch = None
+
+            def set_epoch(self, epoch):
+                self.epoch = epoch
+
+            def __getitem__(self, index):
+                generator = torch.Generator().manual_seed(1000 * self.epoch + index)
+                row = super().__getitem__(index)
+                noise = torch.rand(row["pixel_values"].shape, generator=generator)
+                return row | {"pixel_values": row["pixel_values"] + noise}
+
+        task.train = Jittered(rows.images)
+        return task
+
+    recipe = small(train__epochs=3)
+    train(recipe, sage(), jittered(recipe), save=tmp_path / "whole", keep_optimizer=True)
+    stopped(recipe, sage(), tmp_path / "parts", 8, jittered)
+    train(
+        recipe, sage(), jittered(recipe), save=tmp_path / "parts", resume=True, keep_optimizer=True
+    )
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_every_so_many_steps_or_epochs(tmp_path, monkeypatch):
+    sealed = []
+    monkeypatch.setattr(checkpoint, "seal", lambda folder, content: sealed.append(folder.name))
+    train(small(train__epochs=3), sage(), save=tmp_path)
+    assert sealed == ["checkpoint-5", "checkpoint-10"]  # the last epoch's is the model itself
+    sealed.clear()
+    train(small(train__epochs=3, train__save_every=5), sage(), save=tmp_path)
+    assert sealed == ["checkpoint-5", "checkpoint-10"]
+    sealed.clear()
+    train(small(train__epochs=3, train__save_every=4), sage(), save=tmp_path)
+    assert sealed == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    sealed.clear()
+    train(small(train__epochs=3, train__save_every=1), sage())
+    assert sealed == []  # without a folder there is nothing to keep
+
+
+def test_a_checkpoint_that_was_cut_off_does_not_count(tmp_path):
+    recipe = small()
+    stopped(recipe, sage(), tmp_path, 3)
+    cut = tmp_path / "checkpoint-4"
+    shutil.copytree(tmp_path / "checkpoint-3", cut)
+    (cut / checkpoint.SEAL).unlink()
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint-3"
+    checkpoint.seal(tmp_path / "checkpoint-3", {})
+    assert not cut.exists()
+
+
+def test_the_newest_checkpoint_counts(tmp_path):
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        torch.save({}, folder / checkpoint.SEAL)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoint.last(tmp_path / "elsewhere") is None
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no whole checkpoint.*without --resume"):
+        train(small(), sage(), save=tmp_path, resume=True)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder of a training that was stopped after three steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stopped(small(), sage(), folder, 3)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "told"),
+    [
+        ({"train__epochs": 4}, sage(), r"train\.epochs was 2 and is now 4"),
+        ({"model__dropout": 0.5}, sage(), r"model\.dropout was 0\.0 and is now 0\.5"),
+        ({"task__split_seed": 1}, sage(), r"the data have changed"),
+        (
+            {"arms__sage-adamw__scope": "all"},
+            sage(),
+            r"scope was 'attention\+ffn' and is now 'all'",
+        ),
+        ({}, base(), r"arm was 'sage-adamw' and is now 'adamw'"),
+        ({}, sage(seed=1), r"seed was 0 and is now 1"),
+        ({}, sage(lr=1e-3), r"setting\.lr was 0\.004 and is now 0\.001"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(one, settings, run, told):
+    recipe = small(**settings)
+    with pytest.raises(UsageError, match=f"checkpoint-3 is of another training: .*{told}"):
+        train(recipe, run, recorded(recipe), save=one, resume=True)
+
+
+def test_what_changes_nothing_may_change(one, tmp_path):
+    folder = shutil.copytree(one, tmp_path / "copy")
+    settings = {
+        "title": "T",
+        "train.save_every": 2,
+        "train.eval_batch_size": 7,
+        "study.report_seeds": 4,
+        "arms.adamw.grid.lr": [1.0, 2.0, 3.0, 4.0],
+        "audit.enabled": True,
+    }
+    recipe = small(**settings)
+    entry = train(recipe, sage(), recorded(recipe), save=folder, resume=True)
+    assert entry["status"] == "complete"
