@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sagelr.commands.app import RecipeArgument, SetOption, app, console, overrides_of
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
     from sagelr.recipe import Recipe
@@ -33,30 +34,58 @@ def compare(
         int | None, typer.Option(min=2, help="Seeds that the arms are compared on.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")
+        int | None,
+        typer.Option(min=1, help="Trainings at once; one a GPU or, without, one a core."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the study; runs/RECIPE by default.")
     ] = None,
     set_: SetOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Keep the study on a PostgreSQL server, as postgresql://USER@HOST/DATABASE, for "
+            "the same command on many machines at once.",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study in --storage; the recipe's by default.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A smoke run of seconds that proves nothing.")
     ] = False,
 ) -> None:
     """Tune every arm alike, compare them on fresh seeds, and write results.json and report.html.
 
-    Ctrl-C keeps what is finished; the same command goes on from there.
+    Ctrl-C keeps what is finished; the same command goes on from there. With --storage, start it on
+    as many machines as there are: each takes runs that none has taken yet, takes over those of a
+    machine that died, and writes the same results in the end.
     """
     from sagelr.recipe import load
-    from sagelr.study.run import PAGE, Request
+    from sagelr.study.identity import PAGE
+    from sagelr.study.run import Request
     from sagelr.study.run import compare as run
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "sagelr compare starts its own workers, one for each training at once, and cannot be "
+            "started by torchrun or accelerate launch. Use --jobs on one machine and --storage on "
+            "several; sagelr train is what trains one model on several devices."
+        )
+    if study is not None and storage is None:
+        raise UsageError(
+            "--study names a study on a server, so --storage is needed as well. Without a server, "
+            "each study has a folder of its own: --out."
+        )
+    command = _command(storage)
     overrides = overrides_of(set_)
     if seeds is not None:
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
-    folder = out or Path("runs") / (checked.name + ("-quick" if quick else ""))
+    name = checked.name + ("-quick" if quick else "")
+    folder = out or Path("runs") / name
     page = _Page()
     with _Display(f"{checked.name}{' (smoke run)' if quick else ''}") as display:
         display.note(f"{checked.title}. Results and page: {folder}")
@@ -65,7 +94,9 @@ def compare(
                 recipe=checked,
                 out=folder,
                 jobs=jobs or _jobs(checked),
-                command=shlex.join(["sagelr", *sys.argv[1:]]),
+                storage=storage,
+                study=study or name,
+                command=command,
                 overrides=overrides,
                 quick=quick,
                 published=page.render,
@@ -87,13 +118,23 @@ def compare(
         )
 
 
+def _command(storage: str | None) -> str:
+    """What was typed, without a password."""
+    words = ["sagelr", *sys.argv[1:]]
+    if storage is not None:
+        from sagelr.study.storage import server_url, shown
+
+        hidden = shown(server_url(storage))
+        words = [word.replace(storage, hidden) for word in words]
+    return shlex.join(words)
+
+
 class _Page:
     """Renders report.html now and then; a page that cannot be made does not stop the study."""
 
     def __init__(self) -> None:
         self.problem: str | None = None
         self._last = float("-inf")
-        self._told: Any = None
 
     def render(self, document: dict[str, Any], folder: Path, last: bool = False) -> None:
         if not last and (self.problem or time.monotonic() - self._last < PAGE_EVERY):
@@ -108,11 +149,12 @@ class _Page:
                 f"No page: {error.name} is missing. Install it with pip install 'sagelr[report]', "
                 f"then: sagelr report {folder}"
             )
+        except OSError:
+            raise
         except Exception as error:
-            if isinstance(error, OSError):
-                raise
+            kind = "" if isinstance(error, SagelrError) else f"{type(error).__name__}: "
             self.problem = (
-                f"No page: {type(error).__name__}: {error}. The results are in "
+                f"No page: {kind}{str(error).rstrip('.')}. The results are in "
                 f"{folder / 'results.json'}."
             )
         self._last = time.monotonic()
@@ -156,7 +198,7 @@ class _Display:
         if self.bar is not None:
             self.bar.update(
                 self.task,
-                description=standing.status,
+                description=f"{self.title}: {standing.status}",
                 completed=standing.share,
                 count=count,
                 left=left,
@@ -175,9 +217,12 @@ def _left(seconds: float | None) -> str:
 
 
 def _jobs(recipe: Recipe) -> int:
-    """One training a core, as far as memory goes."""
+    """One training a GPU or, without one, a core, as far as memory goes."""
     import psutil
+    import torch
 
+    if recipe.train.device == "auto" and torch.accelerator.is_available():
+        return torch.accelerator.device_count()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     memory = int(psutil.virtual_memory().available / 2**30)  # a worker takes 0.6 GiB
@@ -197,7 +242,7 @@ def _tell(document: dict[str, Any], recipe: Recipe) -> None:
         for name, arm in found["arms"].items():
             setting = document["tuning"][name]["chosen"]
             table.add_row(
-                document["arms"][name]["label"],
+                escape(document["arms"][name]["label"]),
                 ", ".join(f"{axis} {value:g}" for axis, value in setting.items()),
                 metric.show(arm["mean"]),
                 metric.show(arm["sd"]),
@@ -223,6 +268,14 @@ def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) ->
         f"{metric.name} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
         f"{gap['p_value']:.2g}, {found['n']} paired seeds)"
     )
+    if "examples_ci95" in found:
+        low, high = (amount(value) for value in found["examples_ci95"])
+        details += f"; with other test examples as well as seeds, the interval is {low} to {high}"
+    if "p_holm" in found:
+        details += (
+            f"; p = {found['p_holm']:.2g} after Holm's correction for {found['holm_of']} "
+            f"comparisons with {base}"
+        )
     margin = amount(found["margin"], "")
     match found["verdict"]:
         case "better":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sagelr.commands.app import RecipeArgument, app, console
@@ -23,7 +24,7 @@ def recipes(context: typer.Context) -> None:
         table.add_column(heading)
     for name in built_in():
         recipe = load(name)
-        table.add_row(name, recipe.title, ", ".join(recipe.study.arms))
+        table.add_row(name, escape(recipe.title), ", ".join(recipe.study.arms))
     console.print(table)
     console.print("sagelr recipes show NAME prints one, as a start for one's own.")
 

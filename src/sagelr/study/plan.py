@@ -6,9 +6,9 @@ beyond, and the grids of all arms are extended by the same number of settings, s
 tuned better than another. Only lr is extended; the grid of beta0 spans what the authors use.
 
 An arm whose best lr is at an end is extended beyond that end, in the ratio of the last two values.
-An arm whose best lr is inside is extended on both sides in turn, the side of the better
-neighbour first. An lr brings as many settings as the other axes have points; with two values of
-beta0 a step of SAGE's lr is worth two steps of the base's.
+An arm whose best lr is inside is extended on the side that has fewer lr beyond it, and towards the
+better neighbour if both have as many. An lr brings as many settings as the other axes have points;
+with two values of beta0 a step of SAGE's lr is worth two steps of the base's.
 """
 
 from __future__ import annotations
@@ -150,12 +150,17 @@ def sides(grid: Grid, means: Mapping[str, float], steps: int) -> list[Side]:
     chosen = best(grid, means)
     assert chosen is not None  # with none, the best is taken to be at the lower edge
     place = grid["lr"].index(chosen["lr"])
-    below, above = (
+    below, above = place, len(grid["lr"]) - 1 - place
+    lower, upper = (
         min(means[name_of(s)] for s in settings_of(grid | {"lr": [grid["lr"][place + step]]}))
         for step in (-1, 1)
     )
-    first, second = ("down", "up") if below <= above else ("up", "down")
-    return [(first, second)[step % 2] for step in range(steps)]  # type: ignore[misc]
+    better: Side = "down" if lower <= upper else "up"
+    found: list[Side] = []
+    for _ in range(steps):
+        found.append(better if below == above else "down" if below < above else "up")
+        below, above = below + (found[-1] == "down"), above + (found[-1] == "up")
+    return found
 
 
 def extend(grid: Grid, side: Side) -> float:

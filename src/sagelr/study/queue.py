@@ -1,194 +1,224 @@
-"""The queue of a study: an Optuna study that one process alone claims from and writes to.
+"""The queue of one stage of a study: an Optuna study whose trials are runs.
 
-Popping a queue on SQLite from several processes hands the same trial out twice. So the parent
-alone claims and publishes, and its workers only train. A key is executed at least once: a trial
-that a dead parent left running is failed and its key queued again. A key is published once: the
-first complete trial stands.
+Runs are executed at least once and published exactly once. A claim is Optuna's: one process alone
+takes a trial from waiting to running, by a row lock on PostgreSQL and by holding the folder of a
+SQLite file (popping a queue on SQLite from several processes hands the same trial out twice). A
+published result is a record of the storage, of which the database takes one alone for each key.
+
+On a server a claimed trial carries a count that its process raises every few seconds. A trial
+whose count stands still for a while has lost its process and is handed to another. Each process
+judges by its own clock, so that no two clocks have to agree. (Optuna's own heartbeat leaves ask
+and tell out, looks for stale trials only when one starts, and never finds a trial that was lost
+before its first beat.)
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import filelock
-import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
-from sagelr.errors import SagelrError
+from sagelr.study.storage import Storage
 from sagelr.train import Run
 
-DATABASE = "study.db"
-LOCK = "study.lock"
-OPEN = (TrialState.WAITING, TrialState.RUNNING)
+BEAT = 10.0  # seconds between two beats of a process
+GRACE = 60.0  # seconds without a beat after which a run is taken over
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a study's folder.
+@dataclass(frozen=True)
+class _Sighting:
+    """When a trial of another process was first seen at its present count."""
 
-    Raises:
-        SagelrError: another process holds it.
-    """
-    lock = filelock.FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise SagelrError(
-            f"Another sagelr is at work in {folder}. Wait until it is done, stop it, or give this "
-            "one another folder with --out."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    beat: int
+    since: float
 
 
 class Queue:
     """Runs waiting, under way and done, of one stage of a study.
 
     Args:
-        folder: where the SQLite file is.
+        storage: where the study is.
         stage: name of the Optuna study; "tune" and "report" are two, with a barrier between.
+        note: called with a line when a run is taken from a process that died.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.path = folder / DATABASE
-        with self._storage():
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{self.path}",
-                study_name=stage,
-                direction="minimize",
-                # Every parameter is given; nothing is left to a sampler.
-                sampler=optuna.samplers.RandomSampler(seed=0),
-                load_if_exists=True,
-            )
-            self._claimed: dict[str, Trial] = {}
-            self._published: dict[str, dict[str, Any]] = {}
-            self._failed: dict[str, dict[str, Any]] = {}
-            for trial in self._study.get_trials(deepcopy=False):
-                self._take_in(trial)
+    def __init__(
+        self, storage: Storage, stage: str, note: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.storage, self.stage, self.note = storage, stage, note
+        self._study = storage.optuna_study(stage)
+        self._claimed: dict[str, Trial] = {}
+        self._waiting: set[str] = set()
+        self._elsewhere: set[str] = set()
+        self._failed: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._sightings: dict[int, _Sighting] = {}
+        self._beaten = 0.0
+        self._beats = 0
+        with storage.explained():
+            trials = self._study.get_trials(deepcopy=False)
+            self._begun = len(trials)  # what failed before is tried again
+            if not storage.shared:  # whoever ran them is dead: nobody else holds the folder
+                for trial in trials:
+                    if trial.state is TrialState.RUNNING:
+                        self._close(trial.number)
+        self.refresh()
 
-    def _take_in(self, trial: FrozenTrial) -> None:
-        """Sort a trial found in the file."""
-        key, result = trial.user_attrs.get("key"), trial.user_attrs.get("result")
-        if trial.state is TrialState.RUNNING:  # its parent died: nobody else holds the folder
-            self._study.tell(trial.number, state=TrialState.FAIL)
-        elif trial.state is TrialState.COMPLETE and key is not None and result is not None:
-            self._published.setdefault(key, result)
-        elif trial.state is TrialState.FAIL and key is not None and result is not None:
-            self._failed[key] = result
+    # -- how things stand -----------------------------------------------------------------------
 
-    # -- attributes of the whole study ----------------------------------------------------------
+    @property
+    def published(self) -> dict[str, dict[str, Any]]:
+        """Key → result of every run that has one."""
+        prefix = f"{self.stage}/"
+        found = self.storage.records.items()
+        return {key: result for key, result in found if key.startswith(prefix)}
 
-    def attributes(self) -> dict[str, Any]:
-        """What was remembered of the whole study."""
-        with self._storage():
-            return dict(self._study.user_attrs)
+    @property
+    def failed(self) -> dict[str, dict[str, Any]]:
+        """Key → what became of every run that failed and has no result."""
+        published = self.storage.records
+        return {key: found for key, (_, found) in self._failed.items() if key not in published}
 
-    def remember(self, name: str, value: Any) -> None:
-        """Keep something of the whole study."""
-        with self._storage():
-            self._study.set_user_attr(name, value)
+    @property
+    def given_up(self) -> dict[str, dict[str, Any]]:
+        """Those of the failed that failed since this process began and nobody tries again."""
+        return {
+            key: found
+            for key, found in self.failed.items()
+            if self._failed[key][0] >= self._begun and not self._is_open(key)
+        }
+
+    @property
+    def elsewhere(self) -> frozenset[str]:
+        """Keys of the runs that other processes are at."""
+        return frozenset(self._elsewhere)
+
+    def is_closed(self, run: Run) -> bool:
+        """Whether a run has a result, or is given up."""
+        return run.key in self.storage.records or run.key in self.given_up
+
+    def _is_open(self, key: str) -> bool:
+        return key in self._waiting or key in self._elsewhere or key in self._claimed
+
+    def refresh(self) -> None:
+        """See what others have done, and free the runs of processes that died."""
+        self.storage.look()
+        with self.storage.explained():
+            trials = self._study.get_trials(deepcopy=False)
+            mine = {trial.number for trial in self._claimed.values()}
+            self._waiting, self._elsewhere = set(), set()
+            for trial in trials:
+                key, result = trial.user_attrs.get("key"), trial.user_attrs.get("result")
+                if key is None:
+                    continue  # not one of ours
+                if trial.state is TrialState.WAITING:
+                    self._waiting.add(key)
+                elif trial.state is TrialState.FAIL and result is not None:
+                    self._failed[key] = trial.number, result
+                elif trial.state is TrialState.RUNNING and trial.number not in mine:
+                    if self._is_lost(trial):
+                        self._close(trial.number)
+                        by = trial.user_attrs.get("by", "the process that was at it")
+                        self.note(f"{key}: nothing is heard from {by}; it is run again.")
+                    else:
+                        self._elsewhere.add(key)
+
+    def _is_lost(self, trial: FrozenTrial) -> bool:
+        beat, now = trial.user_attrs.get("beat", 0), time.monotonic()
+        seen = self._sightings.get(trial.number)
+        if seen is None or seen.beat != beat:
+            self._sightings[trial.number] = _Sighting(beat, now)
+            return False
+        return now - seen.since > GRACE
 
     # -- runs -----------------------------------------------------------------------------------
 
-    @property
-    def published(self) -> Mapping[str, dict[str, Any]]:
-        """Key → result of every run that has one."""
-        return self._published
-
-    @property
-    def failed(self) -> Mapping[str, dict[str, Any]]:
-        """Key → what became of every run that failed for good and has no result."""
-        return {key: found for key, found in self._failed.items() if key not in self._published}
-
     def enqueue(self, runs: Sequence[Run]) -> None:
-        """Queue every run that has no result and is not queued yet."""
-        with self._storage():
-            trials = self._study.get_trials(deepcopy=False, states=OPEN)
-            known = {trial.user_attrs.get("key") for trial in trials} | self._published.keys()
-            for run in runs:
-                if run.key not in known:
-                    attributes = {"key": run.key, "arm": run.arm, "setting": run.setting}
-                    params = {**run.setting, "seed": run.seed}
-                    self._study.enqueue_trial(params, user_attrs=attributes)
+        """Queue every run that has no result, is not queued yet and was not given up."""
+        if not self._missing(runs):
+            return
+        with self.storage.explained(), self.storage.locked():
+            self.refresh()
+            for run in self._missing(runs):
+                params = {**run.setting, "seed": run.seed}
+                about = {"arm": run.arm, "setting": run.setting, "seed": run.seed}
+                self._study.enqueue_trial(params, user_attrs={"key": run.key, **about})
+                self._waiting.add(run.key)
 
-    def claim(self, wanted: Mapping[str, Run]) -> Run | None:
-        """The next waiting run, or None.
+    def _missing(self, runs: Sequence[Run]) -> list[Run]:
+        return [run for run in runs if not self.is_closed(run) and not self._is_open(run.key)]
 
-        Args:
-            wanted: key → run of the plan; a trial whose key is none of these is dropped.
-        """
-        with self._storage():
-            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            for _ in waiting:
+    def claim(self) -> Run | None:
+        """The next waiting run, which is this process's from now on; None if there is none."""
+        if not self._waiting:
+            return None
+        with self.storage.explained(), self.storage.locked():
+            self.refresh()
+            while self._waiting:
                 trial = self._study.ask()
-                key = trial.user_attrs["key"]
-                run = wanted.get(key)
-                if run is None or key in self._published or key in self._claimed:
-                    self._study.tell(trial, state=TrialState.FAIL)
+                found = trial.user_attrs
+                key = found.get("key")
+                self._waiting.discard(key)
+                if key is None or key in self.storage.records or self._is_open(key):
+                    self._close(trial)
                     continue
+                run = Run(self.stage, found["arm"], found["setting"], found["seed"])
                 for axis, value in run.setting.items():
                     trial.suggest_float(axis, value, value)
                 trial.suggest_int("seed", run.seed, run.seed)
+                trial.set_user_attr("by", f"{platform.node()}, process {os.getpid()}")
                 self._claimed[key] = trial
                 return run
         return None
 
+    def beat(self) -> None:
+        """Show that the claimed runs are alive; to be called often."""
+        if not self.storage.shared or time.monotonic() - self._beaten < BEAT:
+            return
+        self._beaten, self._beats = time.monotonic(), self._beats + 1
+        with self.storage.explained():
+            for trial in self._claimed.values():
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    trial.set_user_attr("beat", self._beats)
+
     def publish(self, run: Run, value: float, result: dict[str, Any]) -> None:
-        """Record the one result of a claimed run.
+        """Record the result of a claimed run, unless another process was first.
 
         Args:
             run: as claimed.
             value: what tuning minimises; inf for a run that diverged.
             result: its entry in results.json.
         """
-        with self._storage():
-            trial = self._claimed.pop(run.key)
-            if run.key in self._published:
-                self._study.tell(trial, state=TrialState.FAIL)
-                return
-            # The result first: a trial that is complete has one.
-            trial.set_user_attr("result", result)
-            self._study.tell(trial, value)
-            self._published[run.key] = result
+        trial = self._claimed.pop(run.key)
+        if self.storage.record(run.key, result):
+            with self.storage.explained(), contextlib.suppress(UpdateFinishedTrialError):
+                self._study.tell(trial, value, skip_if_finished=True)
+        else:
+            with self.storage.explained():
+                self._close(trial)
 
     def fail(self, run: Run, result: dict[str, Any] | None = None) -> None:
         """Close a claimed run without a result.
 
         Args:
             run: as claimed.
-            result: its entry in results.json if it is not to be tried again by this process; None
-                if it was interrupted or will be.
+            result: its entry in results.json if it is given up; None if it is to be run again.
         """
-        with self._storage():
-            trial = self._claimed.pop(run.key)
+        trial = self._claimed.pop(run.key)
+        with self.storage.explained():
             if result is not None:
-                trial.set_user_attr("result", result)
-                self._failed[run.key] = result
-            self._study.tell(trial, state=TrialState.FAIL)
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    trial.set_user_attr("result", result)
+                    self._failed[run.key] = trial.number, result
+            self._close(trial)
 
-    @contextlib.contextmanager
-    def _storage(self) -> Iterator[None]:
-        """Say what is wrong with the file, in one message."""
-        try:
-            yield
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            cause = error.__cause__ or error
-            reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-            raise SagelrError(
-                f"{self.path}: {reason}. Finished runs that were written are kept. Check that the "
-                "folder can be written to and its disk has room; a file that is damaged or not a "
-                "study has to be moved away, or --out given another folder."
-            ) from error
-        except KeyError as error:
-            if "key" not in str(error):
-                raise
-            raise SagelrError(
-                f"{self.path} holds Optuna trials that are not sagelr's. Give --out another folder."
-            ) from error
+    def _close(self, trial: Trial | int) -> None:
+        """End a trial without a value, unless another process has ended it."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)

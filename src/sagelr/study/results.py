@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -13,11 +14,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import sagelr
 from sagelr.recipe import Recipe, Setting
 from sagelr.study import statistics
 from sagelr.study.plan import Tuned
-from sagelr.train import name_of
+from sagelr.train import Run, name_of
 
 SCHEMA = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "optuna", "numpy", "scipy", "scikit-learn")
@@ -66,7 +69,7 @@ def assemble(
 
     Args:
         recipe: as validated.
-        about: created, command, overrides, quick, machine, versions, data, looks.
+        about: id, created, command, overrides, quick, machine, versions, data, looks.
         status: "tuning", "reporting" or "complete".
         total: runs of the plan as it stands.
         runs: key → entry of every run that is finished or failed.
@@ -79,6 +82,7 @@ def assemble(
     comparisons = compare(recipe, runs, chosen, seeds) if chosen else []
     return {
         "schema": SCHEMA,
+        "id": about["id"],
         "sagelr": sagelr.__version__,
         "created": about["created"],
         "updated": now(),
@@ -125,6 +129,40 @@ def value_of(recipe: Recipe, result: Mapping[str, Any]) -> float | None:
     return value if lower_is_better else -value
 
 
+def failed(run: Run, reason: str) -> dict[str, Any]:
+    """The entry of a run without a result."""
+    return {
+        "key": run.key,
+        "stage": run.stage,
+        "arm": run.arm,
+        "setting": run.setting,
+        "seed": run.seed,
+        "status": "failed",
+        "error": reason,
+        "scores": {"validation": None, "test": None, "train": None},
+        "curve": [],
+        "options": {},
+        "seconds": None,
+        "peak_memory_mib": None,
+        "started": None,
+        "sagelr": sagelr.__version__,
+        "sage": None,
+    }
+
+
+def not_finite(value: Any, name: str = "") -> str | None:
+    """The first number within that is none, as "scores.validation.f1 = nan"; None without."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{name} = {value}"
+    if isinstance(value, Mapping):
+        parts = ((f"{name}.{key}" if name else str(key), part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{name}[{index}]", part) for index, part in enumerate(value))
+    else:
+        return None
+    return next((found for key, part in parts if (found := not_finite(part, key))), None)
+
+
 def _tuning(
     recipe: Recipe,
     name: str,
@@ -166,11 +204,22 @@ def compare(
     chosen: Mapping[str, Setting],
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Every sage arm against its base, paired by seed; nothing for a pair with under two seeds."""
+    """Every sage arm against its base, paired by seed; nothing for a pair with under two seeds.
+
+    The more sage arms a base is compared with, the likelier one of them looks better by chance:
+    their entries then have `p_holm` as well, their p-value corrected for all of them.
+    """
     arms = recipe.chosen_arms()
     pairs = [(arm.base, name) for name, arm in arms.items() if arm.base in arms]
-    found = (_compare(recipe, runs, chosen, seeds, base, sage) for base, sage in pairs if base)
-    return [entry for entry in found if entry is not None]
+    found = [_compare(recipe, runs, chosen, seeds, base, sage) for base, sage in pairs if base]
+    entries = [entry for entry in found if entry is not None]
+    for base in arms:
+        same = [entry for entry in entries if entry["base"] == base]
+        if len(same) > 1:
+            corrected = statistics.holm([entry["difference"]["p_value"] for entry in same])
+            for entry, p_value in zip(same, corrected, strict=True):
+                entry |= {"p_holm": p_value, "holm_of": len(same)}
+    return entries
 
 
 def _compare(
@@ -199,6 +248,9 @@ def _compare(
         margin=recipe.study.margin,
         greater_is_better=recipe.score.greater_is_better,
     )
+    if examples := _examples(scores, {name: complete[name] for name in sides}, paired):
+        interval = statistics.paired_bootstrap(examples[base], examples[sage], seed=0)
+        entry["examples_ci95"] = list(interval)
     failed = {name: len(sides[name]) - len(complete[name]) for name in sides}
     if failed[base] or failed[sage]:
         # The seeds that are left are those on which both went well: they say nothing of the rest.
@@ -222,6 +274,23 @@ def _compare(
         "failed": failed,
         "cost": {name: _cost([complete[name][seed] for seed in paired]) for name in sides},
     }
+
+
+def _examples(
+    scores: Mapping[str, Sequence[float]],
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    seeds: Sequence[int],
+) -> dict[str, list[list[float]]] | None:
+    """What each test example scored, arm → seed by seed; None if that is not what the score is."""
+    found = {
+        name: [by_seed[seed].get("examples") or [] for seed in seeds]
+        for name, by_seed in runs.items()
+    }
+    for name, rows in found.items():
+        for row, score in zip(rows, scores[name], strict=True):
+            if not row or not math.isclose(sum(row) / len(row), score, abs_tol=1e-6):
+                return None  # not recorded, or not a mean over examples, as F1 is none
+    return found
 
 
 def _reported(
@@ -253,7 +322,7 @@ def machine(device: str) -> dict[str, Any]:
     """What the study runs on.
 
     Args:
-        device: as trained on.
+        device: of the recipe, "auto" or "cpu".
     """
     import psutil
 
@@ -263,8 +332,17 @@ def machine(device: str) -> dict[str, Any]:
         "cores": psutil.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "device": device,
+        "device": _device(device),
     }
+
+
+def _device(device: str) -> str:
+    """The accelerator that is used, by name; "cpu" without one."""
+    if device == "cpu" or not torch.accelerator.is_available():
+        return "cpu"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return str(torch.accelerator.current_accelerator())
 
 
 def _processor() -> str:

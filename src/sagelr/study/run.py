@@ -1,40 +1,36 @@
-"""Running a study: persistent workers train, the parent claims, writes and decides."""
+"""Running a study: persistent workers train; their parent claims, publishes and decides.
+
+Where the study is on a server, any number of parents do this at once, each with workers of its
+own. What to run next follows from what is published and from nothing else, so that they need not
+speak with one another, and find together what one of them would have found.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import sagelr
-from sagelr.errors import SagelrError, UsageError
+from sagelr.errors import SagelrError
 from sagelr.recipe import Recipe, Setting
-from sagelr.study import plan, results
-from sagelr.study.queue import DATABASE, Queue, locked
+from sagelr.study import identity, plan, results
+from sagelr.study.crew import Crew
+from sagelr.study.identity import RESULTS
+from sagelr.study.queue import Queue
+from sagelr.study.signals import InterruptedStudyError, Signals, caught
+from sagelr.study.storage import Storage, folder_url, locked, server_url
 from sagelr.study.worker import Worker
 from sagelr.train import Run, check_arm
 
-RESULTS, PAGE = "results.json", "report.html"
 ATTEMPTS = 2  # of a run whose worker dies
+ALIKE = 3  # first runs that fail for one reason, after which the study gives up
 TICK = 0.2  # seconds between looks at the workers
+LOOK = 2.0  # seconds between looks at what other processes do
 WRITE_EVERY = 2.0  # seconds between writings of results.json
-# What may differ between two starts of one study: none of it changes a finished run or its verdict.
-FREE = {"title", "description", "quick", "study.report_seeds"}
-
-
-class InterruptedStudyError(SagelrError):
-    """Stopped by a signal; what is finished is kept."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.exit_status = 128 + signum
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,6 @@ class Standing:
     total: int
     share: float
     seconds_left: float | None
-    running: list[str]
 
 
 @dataclass
@@ -54,9 +49,11 @@ class Request:
     """What to compare.
 
     Attributes:
-        recipe: as validated; its report_seeds are a minimum if the folder has more already.
-        out: folder of the study.
+        recipe: as validated; its report_seeds are a minimum if the study has more already.
+        out: folder for the results, and for the study itself unless it is on a server.
         jobs: worker processes.
+        storage: URL of a PostgreSQL server; None keeps the study in its folder.
+        study: its name on that server.
         command: as typed, for the record.
         overrides: settings that were replaced, for the record.
         quick: whether this is a smoke run.
@@ -68,6 +65,8 @@ class Request:
     recipe: Recipe
     out: Path
     jobs: int
+    storage: str | None = None
+    study: str = ""
     command: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     quick: bool = False
@@ -83,296 +82,210 @@ def compare(request: Request) -> dict[str, Any]:
         results.json, as it was last written.
 
     Raises:
-        UsageError: the recipe cannot be run, or the folder holds something else.
+        UsageError: the recipe cannot be run, or the folder or the storage holds something else.
         InterruptedStudyError: Ctrl-C; finished runs are kept, and the next start goes on.
         SagelrError: it cannot go on.
     """
     for name, arm in request.recipe.chosen_arms().items():
         check_arm(name, arm)
-    make_folder(request.out)
-    with locked(request.out), _signals() as signals:
-        return _Study(request, signals).run()
+    identity.make_folder(request.out, shared=request.storage is not None)
+    with contextlib.ExitStack() as stack:
+        if request.storage is None:
+            stack.enter_context(locked(request.out))
+            storage = Storage(folder_url(request.out))
+        else:
+            storage = Storage(server_url(request.storage), request.study)
+        stack.callback(storage.close)
+        return _Study(request, storage, stack.enter_context(caught())).run()
 
 
-def make_folder(out: Path) -> None:
-    """Make a study's folder, unless something of another kind is in the way.
+@dataclass(frozen=True)
+class _Plan:
+    """What there is to do, as far as it is known."""
 
-    Raises:
-        UsageError: it is a file, or results of unknown origin are in it.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file. Give --out a folder.")
-    if not (out / DATABASE).exists():
-        for name in (RESULTS, PAGE):
-            if (out / name).exists():
-                raise UsageError(
-                    f"{out} holds a {name} but no {DATABASE}, so the study cannot go on and the "
-                    f"file would be overwritten. Move it away, or give --out another folder."
-                )
-    out.mkdir(parents=True, exist_ok=True)
+    tuning: plan.Tuning
+    chosen: dict[str, Setting] | None
+    reporting: list[Run]
+    seeds: int  # that arms are compared on
 
+    @property
+    def stage(self) -> str:
+        return "tune" if self.chosen is None else "report"
 
-class _Signals:
-    """The first signal asks to stop, the second does not wait."""
+    @property
+    def status(self) -> str:
+        return "tuning" if self.chosen is None else "reporting"
 
-    def __init__(self) -> None:
-        self.caught: int | None = None
+    @property
+    def runs(self) -> list[Run]:
+        """Those of the stage."""
+        return self.tuning.runs if self.chosen is None else self.reporting
 
-    def catch(self, signum: int, frame: FrameType | None) -> None:
-        if self.caught is not None:
-            raise KeyboardInterrupt
-        self.caught = signum
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may catch signals
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {signum: signal.signal(signum, signals.catch) for signum in wanted}
-    try:
-        yield signals
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+    @property
+    def total(self) -> int:
+        return len(self.tuning.runs) + len(self.tuning.arms) * self.seeds
 
 
 class _Study:
-    def __init__(self, request: Request, signals: _Signals) -> None:
-        self.request, self.signals = request, signals
+    def __init__(self, request: Request, storage: Storage, signals: Signals) -> None:
+        self.request, self.storage, self.signals = request, storage, signals
         self.recipe, self.out = request.recipe, request.out
-        self.data = self.recipe.to_json()
-        self.queues = {stage: Queue(self.out, stage) for stage in ("tune", "report")}
-        self.about = self._open()
-        self.workers: list[Worker] = []
-        self.attempts: dict[str, int] = {}
-        self.failed: dict[str, str] = {}  # in this process: not tried again by it
-        self.written = 0.0
-        self.began = time.monotonic()
+        identity.open_study(
+            storage,
+            self.recipe,
+            self.out,
+            quick=request.quick,
+            overrides=request.overrides,
+            note=request.note,
+        )
+        self.machine = results.machine(self.recipe.train.device)
+        self.queues = {stage: Queue(storage, stage, request.note) for stage in ("tune", "report")}
+        self.crew = Crew(self.recipe, request.jobs)
+        self.deaths: dict[str, int] = {}
+        self.told = False  # what the task had to say
+        self.news = True  # whether anything happened since results.json was written
+        self.written = self.looked = -math.inf
 
-    # -- one study, one recipe ------------------------------------------------------------------
-
-    def _open(self) -> dict[str, Any]:
-        """Recognise the study in the folder, or make it this one's."""
-        queue = self.queues["tune"]
-        known = queue.attributes()
-        if "recipe" not in known:
-            known = {
-                "recipe": self.data,
-                "created": results.now(),
-                "quick": self.request.quick,
-                "overrides": dict(self.request.overrides),
-                "machine": results.machine(self.recipe.train.device),
-                "versions": results.versions(),
-                "sagelr": sagelr.__version__,
-                "report_seeds": self.recipe.study.report_seeds,
-                "data": None,
-            }
-            # The recipe last: a study that has it has the rest.
-            for name in sorted(known, key=lambda name: name == "recipe"):
-                queue.remember(name, known[name])
-        _same_recipe(known["recipe"], self.data, self.out)
-        now = results.versions() | {"sagelr": sagelr.__version__}
-        then = known["versions"] | {"sagelr": known["sagelr"]}
-        for name in sorted(now.keys() & then.keys()):
-            if now[name] != then[name]:
-                self.request.note(
-                    f"This study was begun with {name} {then[name]}; now it is {now[name]}. "
-                    "Runs of both are compared with each other."
-                )
-        if known["report_seeds"] > self.recipe.study.report_seeds:
-            self.request.note(
-                f"This study has {known['report_seeds']} report seeds already; all of them stay, "
-                "since leaving some out afterwards would be choosing among results."
-            )
-        elif known["report_seeds"] < self.recipe.study.report_seeds:
-            queue.remember("report_seeds", self.recipe.study.report_seeds)
-        seeds = max(known["report_seeds"], self.recipe.study.report_seeds)
-        looks = self.queues["report"].attributes().get("looks", [])
-        return {**known, "report_seeds": seeds, "looks": looks, "command": self.request.command}
+    def run(self) -> dict[str, Any]:
+        try:
+            while True:
+                now = self._plan()
+                queue = self.queues[now.stage]
+                left = [run for run in now.runs if not queue.is_closed(run)]
+                if not left:  # of tuning there is always something left, until it is over
+                    identity.note_look(self.storage)
+                    return self._write("complete", now)
+                queue.enqueue(left)
+                self.crew.staff(sum(run.key not in queue.elsewhere for run in left))
+                for worker in self.crew.idle:
+                    if (run := queue.claim()) is None:
+                        break
+                    worker.send(run)
+                if self.news and time.monotonic() - self.written > WRITE_EVERY:
+                    self._write(now.status, now)
+                self._show(now)
+                for worker, kind, content in self.crew.messages(TICK):
+                    self._hear(queue, worker, kind, content)
+                if self.signals.caught is not None:
+                    self._interrupt(now, self.signals.caught)
+                for worker, kind, content in self.crew.bury():
+                    self._hear(queue, worker, kind, content)
+                queue.beat()
+                self._look_around(queue)
+        finally:
+            self.crew.stop()
 
     # -- the plan -------------------------------------------------------------------------------
 
-    def _chosen(self) -> dict[str, Setting] | None:
-        return self.queues["report"].attributes().get("chosen")
-
-    def _plan(self) -> tuple[str, plan.Tuning, list[Run], list[Run]]:
-        """Stage, tuning, the runs of this stage, and those of report as far as they are known."""
-        chosen = self._chosen()
+    def _plan(self) -> _Plan:
+        tune = self.queues["tune"]
+        chosen = self.storage.records.get("chosen")
         scores = {
-            key: results.value_of(self.recipe, result)
-            for key, result in self.queues["tune"].published.items()
+            key: results.value_of(self.recipe, result) for key, result in tune.published.items()
         }
-        if chosen is None:
-            scores |= dict.fromkeys((k for k in self.failed if k.startswith("tune/")), None)
-        else:  # the choice stands: what failed then is not tried again now
-            scores |= dict.fromkeys(self.queues["tune"].failed, None)
+        # Once the choice stands, what had failed by then is not tried again.
+        scores |= dict.fromkeys(tune.given_up if chosen is None else tune.failed)
         tuning = plan.tuning(self.recipe, scores)
         if chosen is None and tuning.done:
             chosen = self._choose(tuning)
-        if chosen is None:
-            return "tuning", tuning, tuning.runs, []
-        report = plan.reporting(self.recipe, chosen, self.about["report_seeds"])
-        return "reporting", tuning, report, report
+        seeds = identity.report_seeds(self.storage.records)
+        reporting = plan.reporting(self.recipe, chosen, seeds) if chosen else []
+        return _Plan(tuning, chosen, reporting, seeds)
 
     def _choose(self, tuning: plan.Tuning) -> dict[str, Setting]:
         """The barrier between tuning and report: from here on the choice stands."""
         chosen: dict[str, Setting] = {}
         for name, tuned in tuning.arms.items():
             if tuned.chosen is None:
-                self._write("tuning", tuning, [])
+                self._write("tuning", _Plan(tuning, None, [], self.recipe.study.report_seeds))
                 raise SagelrError(
                     f"No setting of {name} trained with every seed (lr "
-                    f"{', '.join(f'{lr:g}' for lr in tuned.grid['lr'])}): {self._reasons(name)}. "
-                    f"Try a lower arms.{name}.grid.lr with --set, in another --out."
+                    f"{', '.join(f'{lr:g}' for lr in tuned.grid['lr'])}): {self._reason(name)}. "
+                    f"Try a lower arms.{name}.grid.lr with --set, in another study: "
+                    f"{identity.another(self.storage)}."
                 )
             if tuned.on_edge and not self.request.quick:
                 self.request.note(
                     f"The best lr of {name}, {tuned.chosen['lr']:g}, is still at the end of its "
                     f"grid after {self.recipe.study.max_extensions} extensions; a better one may "
-                    "lie beyond. Raise study.max_extensions."
+                    "lie beyond. A study with a larger study.max_extensions would look there."
                 )
             chosen[name] = tuned.chosen
-        self.queues["report"].remember("chosen", chosen)
-        return chosen
+        return self.storage.settle("chosen", chosen)
 
-    def _reasons(self, arm: str) -> str:
-        runs = [run for run in self._runs().values() if run["arm"] == arm and run["error"]]
-        return runs[-1]["error"] if runs else "no reason known"
+    def _reason(self, arm: str) -> str:
+        """Why a run of an arm ended, for the last that did."""
+        reasons = [run["error"] for run in self._runs().values() if run["arm"] == arm]
+        return next((reason for reason in reversed(reasons) if reason), "no reason known")
 
-    # -- the loop -------------------------------------------------------------------------------
-
-    def run(self) -> dict[str, Any]:
-        document: dict[str, Any] = {}
-        try:
-            while True:
-                stage, tuning, runs, report = self._plan()
-                queue = self.queues["tune" if stage == "tuning" else "report"]
-                left = {r.key: r for r in runs if self._is_open(queue, r)}
-                if not left:
-                    if stage == "tuning":
-                        continue  # the plan goes on from what was found
-                    self._look()
-                    document = self._write("complete", tuning, report)
-                    return document
-                queue.enqueue(list(left.values()))
-                self._staff(len(left))
-                self._assign(queue, left)
-                if time.monotonic() - self.written > WRITE_EVERY and self._news:
-                    document = self._write(stage, tuning, report)
-                self._show(stage, tuning)
-                self._listen(queue)
-                if self.signals.caught is not None:
-                    self._interrupt(stage, tuning, report)
-        finally:
-            for worker in self.workers:
-                worker.stop()
-
-    _news = True
-
-    def _is_open(self, queue: Queue, run: Run) -> bool:
-        return run.key not in queue.published and run.key not in self.failed
-
-    def _staff(self, runs: int) -> None:
-        """As many workers as jobs, and not more than there is work for."""
-        while len(self.workers) < min(self.request.jobs, runs):
-            self.workers.append(Worker(self.data, self.recipe.train.threads))
-
-    def _assign(self, queue: Queue, left: Mapping[str, Run]) -> None:
-        for worker in self.workers:
-            if worker.ready and worker.run is None:
-                run = queue.claim(left)
-                if run is None:
-                    return
-                worker.send(run)
-
-    def _listen(self, queue: Queue) -> None:
-        handles = [worker.pipe for worker in self.workers]
-        handles += [worker.process.sentinel for worker in self.workers]  # type: ignore[misc]
-        connection.wait(handles, timeout=TICK)
-        for worker in list(self.workers):
-            for kind, content in worker.messages():
-                self._hear(queue, worker, kind, content)
-            if worker.death() is not None:
-                # What it said before it died may have come between the two looks.
-                for kind, content in worker.messages():
-                    self._hear(queue, worker, kind, content)
-                self._bury(queue, worker)
+    # -- runs -----------------------------------------------------------------------------------
 
     def _hear(self, queue: Queue, worker: Worker, kind: str, content: Any) -> None:
+        """Act on what a worker says, or on its death."""
         if kind == "ready":
             worker.ready = True
-            self._check_data(content)
+            data, notices = content
+            identity.check_data(self.storage, data)
+            for line in notices if not self.told else ():
+                self.request.note(line)
+            self.told = True
         elif kind == "broken":
             raise SagelrError(f"A worker could not start: {content}")
         elif kind == "progress":
             worker.share = content
-        elif worker.run is not None:
-            run, worker.run, worker.share = worker.run, None, 0.0
-            self._news = True
-            if kind == "done":
-                value = results.value_of(self.recipe, content)
-                queue.publish(run, float("inf") if value is None else value, content)
-            else:
+        elif (run := worker.run) is not None:
+            worker.run, worker.share, self.news = None, 0.0, True
+            if kind == "died":
+                self._died(queue, run, content)
+            elif kind == "error":
                 self._give_up(queue, run, content)
+            elif unfit := results.not_finite(content):
+                self._give_up(queue, run, f"{unfit}, which is no number to go by")
+            else:
+                if self.machine != self.storage.records["study"]["machine"]:
+                    content["machine"] = self.machine
+                value = results.value_of(self.recipe, content)
+                queue.publish(run, math.inf if value is None else value, content)
 
-    def _check_data(self, data: dict[str, Any]) -> None:
-        known = self.about["data"]
-        if known is None:
-            self.about["data"] = data
-            self.queues["tune"].remember("data", data)
-        elif known["sha256"] != data["sha256"]:
-            raise SagelrError(
-                f"The data have changed since this study was begun: sha256 {data['sha256'][:12]}… "
-                f"now, {known['sha256'][:12]}… then. Restore them, or give --out another folder."
-            )
-
-    def _bury(self, queue: Queue, worker: Worker) -> None:
-        """Replace a dead worker; its run has one more try."""
-        death = worker.death()
-        self.workers.remove(worker)
-        worker.pipe.close()
-        if not worker.ready:
-            raise SagelrError(
-                f"A worker could not start: {death}. With little memory, try --jobs 1."
-            )
-        run = worker.run
-        if run is None:
-            return
-        self._news = True
-        self.attempts[run.key] = self.attempts.get(run.key, 0) + 1
-        if self.attempts[run.key] < ATTEMPTS:
+    def _died(self, queue: Queue, run: Run, death: str) -> None:
+        """The run of a dead worker has one more try."""
+        self.deaths[run.key] = self.deaths.get(run.key, 0) + 1
+        if self.deaths[run.key] == ATTEMPTS:
+            self._give_up(queue, run, f"{death}, {ATTEMPTS} times")
+        else:
             self.request.note(f"{run.key}: {death}; it is run again.")
             queue.fail(run)
-        else:
-            self._give_up(queue, run, f"{death}, {ATTEMPTS} times")
 
     def _give_up(self, queue: Queue, run: Run, reason: str) -> None:
-        self.failed[run.key] = reason
-        queue.fail(run, _failed(run, reason))
+        queue.fail(run, results.failed(run, reason))
         self.request.note(f"{run.key} failed: {reason}")
-        alike = [line for line in self.failed.values() if line == reason]
-        if len(alike) > 2 and not any(q.published for q in self.queues.values()):
+        alike = [found for found in queue.given_up.values() if found["error"] == reason]
+        if len(alike) >= ALIKE and not any(q.published for q in self.queues.values()):
             raise SagelrError(
                 f"The first {len(alike)} runs failed in the same way: {reason}. Nothing can be "
                 "compared until that is mended."
             )
 
-    def _interrupt(self, stage: str, tuning: plan.Tuning, report: list[Run]) -> None:
-        for worker in self.workers:
-            worker.stop()
-            if worker.run is not None:
-                self.queues[worker.run.stage].fail(worker.run)
-        self.workers = []
-        document = self._write(stage, tuning, report)
-        done, total = document["progress"]["done"], document["progress"]["total"]
-        assert self.signals.caught is not None
+    def _look_around(self, queue: Queue) -> None:
+        """On a server others work too."""
+        if not self.storage.shared or time.monotonic() - self.looked < LOOK:
+            return
+        known = len(self.storage.records)
+        queue.refresh()
+        self.news = self.news or len(self.storage.records) > known
+        self.looked = time.monotonic()
+
+    def _interrupt(self, now: _Plan, signum: int) -> None:
+        running = self.crew.running
+        self.crew.stop()
+        for run in running:
+            self.queues[run.stage].fail(run)
+        progress = self._write(now.status, now)["progress"]
         raise InterruptedStudyError(
-            f"Stopped. {done} of {total} runs are finished and kept in {self.out}. "
-            f"To go on: {self.request.command or 'run the same command again'}",
-            self.signals.caught,
+            f"Stopped. {progress['done']} of {progress['total']} runs are finished and kept in "
+            f"{self.storage.place}. To go on: "
+            f"{self.request.command or 'run the same command again'}",
+            signum,
         )
 
     # -- telling --------------------------------------------------------------------------------
@@ -383,96 +296,31 @@ class _Study:
             runs |= {**queue.failed, **queue.published}
         return runs
 
-    def _look(self) -> None:
-        """Note that the report was read at this number of seeds."""
-        if self.about["report_seeds"] not in self.about["looks"]:
-            self.about["looks"] = [*self.about["looks"], self.about["report_seeds"]]
-            self.queues["report"].remember("looks", self.about["looks"])
-
-    def _total(self, tuning: plan.Tuning) -> int:
-        return len(tuning.runs) + len(self.recipe.study.arms) * self.about["report_seeds"]
-
-    def _write(self, status: str, tuning: plan.Tuning, report: list[Run]) -> dict[str, Any]:
+    def _write(self, status: str, now: _Plan) -> dict[str, Any]:
         document = results.assemble(
             self.recipe,
-            about=self.about,
+            about=identity.about(self.storage.records, self.request.command),
             status=status,
-            total=self._total(tuning),
+            total=now.total,
             runs=self._runs(),
-            arms=tuning.arms,
-            chosen=self._chosen(),
-            seeds=[plan.FIRST_REPORT_SEED + i for i in range(self.about["report_seeds"])],
+            arms=now.tuning.arms,
+            chosen=now.chosen,
+            seeds=[plan.FIRST_REPORT_SEED + i for i in range(now.seeds)],
         )
         results.write(self.out / RESULTS, document)
         if document["runs"]:
             self.request.published(document, self.out)
-        self.written, self._news = time.monotonic(), False
+        self.written, self.news = time.monotonic(), False
         return document
 
-    def _show(self, status: str, tuning: plan.Tuning) -> None:
+    def _show(self, now: _Plan) -> None:
         runs = self._runs()
-        total = max(self._total(tuning), len(runs))
-        busy = [worker for worker in self.workers if worker.run is not None]
-        done = len(runs) + sum(worker.share for worker in busy)
+        total = max(now.total, len(runs))
+        done = len(runs) + self.crew.share
         seconds = [run["seconds"] for run in runs.values() if run["seconds"]]
         left = None
         if seconds:
+            at_once = self.request.jobs + len(self.queues[now.stage].elsewhere)
             mean = sum(seconds) / len(seconds)
-            left = (total - done) * mean / max(1, min(self.request.jobs, total))
-        running = [worker.run.key for worker in busy if worker.run is not None]
-        self.request.standing(Standing(status, len(runs), total, done / total, left, running))
-
-
-def _failed(run: Run, reason: str) -> dict[str, Any]:
-    """The entry of a run without a result."""
-    return {
-        "key": run.key,
-        "stage": run.stage,
-        "arm": run.arm,
-        "setting": run.setting,
-        "seed": run.seed,
-        "status": "failed",
-        "error": reason,
-        "scores": {"validation": None, "test": None, "train": None},
-        "curve": [],
-        "options": {},
-        "seconds": None,
-        "peak_memory_mib": None,
-        "started": None,
-        "sagelr": sagelr.__version__,
-        "sage": None,
-    }
-
-
-def _same_recipe(then: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Refuse to mix runs of different settings in one study.
-
-    Raises:
-        UsageError: naming the first settings that differ.
-    """
-    before, after = _flat(then), _flat(now)
-    differing = [
-        key
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in FREE and not key.startswith("quick.")
-    ]
-    if differing:
-        shown = "; ".join(
-            f"{key} was {before.get(key, 'not set')!r} and is now {after.get(key, 'not set')!r}"
-            for key in differing[:3]
-        )
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise UsageError(
-            f"{out} holds a study with other settings: {shown}{more}. Its runs are kept. Use the "
-            "settings it was begun with, or give --out another folder."
-        )
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+            left = (total - done) * mean / min(at_once, total)
+        self.request.standing(Standing(now.status, len(runs), total, done / total, left))

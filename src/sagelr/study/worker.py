@@ -1,7 +1,8 @@
 """A worker process: trains what it is sent, one run after another, and writes nothing.
 
-Messages to it: a `Run`, or None to end. Messages from it: ("ready", data), ("progress", share),
-("done", result), ("error", line), and ("broken", line) when it cannot start at all.
+Messages to it: a `Run`, or None to end. Messages from it: ("ready", (data, notices)),
+("progress", share), ("done", result), ("error", line), and ("broken", line) when it cannot start
+at all.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
 from sagelr.errors import SagelrError
 from sagelr.recipe import Recipe
+from sagelr.tasks import Task
 from sagelr.train import Run, train
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -28,15 +30,20 @@ class Worker:
     Args:
         recipe: what it trains, as plain data.
         threads: CPU threads of one training.
+        gpu: the one it is to see, of several; None leaves that to CUDA.
     """
 
-    def __init__(self, recipe: dict[str, Any], threads: int) -> None:
+    def __init__(self, recipe: dict[str, Any], threads: int, gpu: str | None = None) -> None:
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_main, args=(other, recipe), daemon=True)
-        with _environment(threads), _ctrl_c_ignored():
+        environment: dict[str, str] = dict.fromkeys(THREADS, str(threads))
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        with _environment(environment), _ctrl_c_ignored():
             self.process.start()
         other.close()
+        self.gpu = gpu
         self.ready = False
         self.run: Run | None = None
         self.share = 0.0
@@ -49,7 +56,7 @@ class Worker:
 
     def messages(self) -> Iterator[tuple[str, Any]]:
         """Whatever has arrived."""
-        with contextlib.suppress(EOFError, ConnectionResetError):
+        with contextlib.suppress(EOFError, OSError):  # it died, perhaps in the middle of one
             while self.pipe.poll():
                 yield self.pipe.recv()
 
@@ -76,10 +83,10 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Threads are counted when torch is loaded, before any line of ours runs in the child."""
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """What a child finds when it starts; torch reads it before any line of ours runs there."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -110,10 +117,11 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
 
         checked = Recipe.model_validate(recipe)
         task = checked.make_task()
-        pipe.send(("ready", task.describe()))
+        pipe.send(("ready", (task.describe(), task.notices())))
     except Exception as error:  # whatever it is, the parent has to be told
         pipe.send(("broken", _line(error)))
         return
+    audit = _audit(checked)
     while True:
         try:
             run = pipe.recv()
@@ -123,7 +131,11 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
             return
         try:
             result = train(
-                checked, run, task, progress=lambda share: pipe.send(("progress", share))
+                checked,
+                run,
+                task,
+                progress=lambda share: pipe.send(("progress", share)),
+                audit=audit,
             )
         except BrokenPipeError:
             return
@@ -131,6 +143,15 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
             pipe.send(("error", _line(error)))
         else:
             pipe.send(("done", result))
+
+
+def _audit(recipe: Recipe) -> Callable[[Any, Task], dict[str, Any]] | None:
+    """What every model that is reported is measured for, if the recipe asks for it."""
+    if not recipe.audit.enabled:
+        return None
+    from sagelr.audit import summary
+
+    return lambda model, task: dict(summary(model, task, recipe.audit))
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,184 @@
+"""What makes a study this one: its recipe, its data, its seeds, and the folder it writes to.
+
+All of it is in records that are written once, so that whoever opens the study, on whichever
+machine, finds the same.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sagelr
+from sagelr.errors import SagelrError, UsageError
+from sagelr.recipe import Recipe
+from sagelr.study import results
+from sagelr.study.storage import DATABASE, Storage
+
+RESULTS, PAGE = "results.json", "report.html"
+# What may differ between two starts of one study: none of it changes a finished run or its verdict.
+FREE = ("title", "description", "quick", "aliases", "study.report_seeds")
+
+
+def make_folder(out: Path, shared: bool) -> None:
+    """Make the folder of a study, unless something of another kind is in the way.
+
+    Args:
+        out: the folder.
+        shared: whether the study is on a server, not in the folder.
+
+    Raises:
+        UsageError: it is a file, or results without their study are in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file. Give --out a folder.")
+    needed = RESULTS if shared else DATABASE
+    if not (out / needed).exists():
+        for name in (RESULTS, PAGE):
+            if (out / name).exists():
+                raise UsageError(
+                    f"{out} holds a {name} but no {needed}, so it cannot be told to be this "
+                    "study's and would be overwritten. Move it away, or give --out another folder."
+                )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def open_study(
+    storage: Storage,
+    recipe: Recipe,
+    out: Path,
+    *,
+    quick: bool,
+    overrides: Mapping[str, Any],
+    note: Callable[[str], None],
+) -> None:
+    """Recognise the study in the storage, or make it this one's.
+
+    Raises:
+        UsageError: it, or the folder, is another study's.
+    """
+    mine = {
+        "id": uuid.uuid4().hex,
+        "recipe": recipe.to_json(),
+        "created": results.now(),
+        "quick": quick,
+        "overrides": dict(overrides),
+        "machine": results.machine(recipe.train.device),
+        "versions": results.versions(),
+        "sagelr": sagelr.__version__,
+    }
+    known = storage.settle("study", mine)
+    _same_recipe(known["recipe"], mine["recipe"], storage, out)
+    _own_results(out, known["id"])
+    now = mine["versions"] | {"sagelr": mine["sagelr"]}
+    then = known["versions"] | {"sagelr": known["sagelr"]}
+    for name in sorted(now.keys() & then.keys()):
+        if now[name] != then[name]:
+            note(
+                f"This study was begun with {name} {then[name]}; now it is {now[name]}. "
+                "Runs of both are compared with each other."
+            )
+    seeds = recipe.study.report_seeds
+    storage.record(f"seeds={seeds}", seeds)
+    if (most := report_seeds(storage.records)) > seeds:
+        note(
+            f"This study has {most} report seeds already; all of them stay, since leaving some out "
+            "afterwards would be choosing among results."
+        )
+
+
+def about(records: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What results.json says of the study itself.
+
+    Args:
+        records: of the storage.
+        command: as typed.
+    """
+    looks = sorted(value for name, value in records.items() if name.startswith("look="))
+    return {**records["study"], "data": records.get("data"), "looks": looks, "command": command}
+
+
+def report_seeds(records: Mapping[str, Any]) -> int:
+    """How many seeds the arms are compared on: as many as were ever asked for."""
+    return max(value for name, value in records.items() if name.startswith("seeds="))
+
+
+def note_look(storage: Storage) -> None:
+    """Record that the comparison was read at this number of seeds."""
+    seeds = report_seeds(storage.records)
+    storage.record(f"look={seeds}", seeds)
+
+
+def check_data(storage: Storage, data: Mapping[str, Any]) -> None:
+    """Refuse to mix runs on different data in one study.
+
+    Args:
+        storage: of the study.
+        data: as the task describes them.
+
+    Raises:
+        SagelrError: they are not what the study was begun with.
+    """
+    then = storage.settle("data", data)
+    if then["sha256"] != data["sha256"]:
+        raise SagelrError(
+            f"The data are not those that this study was begun with: sha256 "
+            f"{data['sha256'][:12]}… here, {then['sha256'][:12]}… then. Restore them, or begin "
+            f"another study: {another(storage)}."
+        )
+
+
+def _same_recipe(
+    then: Mapping[str, Any], now: Mapping[str, Any], storage: Storage, out: Path
+) -> None:
+    """Refuse to mix runs of different settings in one study."""
+    before, after = _flat(then), _flat(now)
+    differing = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
+    if differing:
+        shown = "; ".join(
+            f"{key} was {before.get(key, 'not set')!r} and is now {after.get(key, 'not set')!r}"
+            for key in differing[:3]
+        )
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        where = f"Study {storage.study!r} of {storage.place}" if storage.shared else str(out)
+        raise UsageError(
+            f"{where} has other settings: {shown}{more}. Its runs are kept. Use the settings it "
+            f"was begun with, or begin another study: {another(storage)}."
+        )
+
+
+def another(storage: Storage) -> str:
+    """How to begin another study than this one."""
+    return "give --study another name" if storage.shared else "give --out another folder"
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value, without what is free to differ."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        name = prefix + key
+        if name in FREE:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _own_results(out: Path, identity: str) -> None:
+    """Refuse to overwrite the results of another study."""
+    try:
+        found = json.loads((out / RESULTS).read_text(encoding="utf-8"))["id"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found != identity:
+        raise UsageError(
+            f"{out / RESULTS} is of another study and would be overwritten. Move it away, or give "
+            "--out another folder."
+        )

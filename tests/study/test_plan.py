@@ -1,0 +1,168 @@
+"""What a study runs, and which setting it chooses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sagelr.study import plan
+
+BASE, SAGE = "arms.adamw.grid", "arms.sage-adamw.grid"
+
+
+def tuned(recipe, value):
+    """Tuning to its end, where a run's score is `value(arm, setting, seed)`."""
+    scores: dict[str, float | None] = {}
+    while True:
+        state = plan.tuning(recipe, scores)
+        if state.done:
+            return state
+        new = [run for run in state.runs if run.key not in scores]
+        assert new  # it asks for something, or it is done
+        scores |= {run.key: value(run.arm, run.setting, run.seed) for run in new}
+
+
+def valley(best):
+    """Lowest at one lr of each arm."""
+    return lambda arm, setting, seed: abs(math.log(setting["lr"] / best[arm]))
+
+
+# -- grids --------------------------------------------------------------------------------------
+
+
+def test_an_optimum_inside_both_grids_extends_neither(recipe):
+    state = tuned(recipe(), valley({"adamw": 2e-3, "sage-adamw": 4e-3}))
+    assert state.arms["adamw"].grid["lr"] == [1e-3, 2e-3, 4e-3]
+    assert state.arms["adamw"].chosen == {"lr": 2e-3}
+    assert not state.arms["adamw"].on_edge
+    assert state.arms["sage-adamw"].extended == ()
+    assert len(state.runs) == 2 * 3 * 2
+
+
+def test_every_setting_has_every_seed_and_no_run_is_asked_for_twice(recipe):
+    runs = plan.tuning(recipe(), {}).runs
+    assert len({run.key for run in runs}) == len(runs) == 12
+    assert {run.seed for run in runs} == {0, 1}
+    assert {run.stage for run in runs} == {"tune"}
+    # Seed by seed: after the first half of the time every setting has been tried.
+    assert [run.seed for run in runs] == [0] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("best", "grid"),
+    [
+        (8e-3, [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]),
+        (0.5e-3, [0.25e-3, 0.5e-3, 1e-3, 2e-3, 4e-3]),
+    ],
+)
+def test_an_optimum_on_the_edge_is_followed(recipe, best, grid):
+    state = tuned(recipe(), valley({"adamw": best, "sage-adamw": 4e-3}))
+    assert state.arms["adamw"].grid["lr"] == pytest.approx(grid)
+    assert state.arms["adamw"].chosen == {"lr": pytest.approx(best)}
+    assert not state.arms["adamw"].on_edge
+
+
+def test_the_other_arm_gets_as_many_settings(recipe):
+    state = tuned(recipe(), valley({"adamw": 8e-3, "sage-adamw": 4e-3}))
+    # In the middle of its grid, it is extended on both sides in turn; of equal neighbours, down.
+    assert state.arms["sage-adamw"].grid["lr"] == [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+    assert state.arms["sage-adamw"].extended == ("lr down to 0.001", "lr up to 0.016")
+    assert state.arms["adamw"].extended == ("lr up to 0.008", "lr up to 0.016")
+
+
+def test_arms_on_different_edges_each_go_their_way(recipe):
+    state = tuned(recipe(), valley({"adamw": 8e-3, "sage-adamw": 1e-3}))
+    assert state.arms["adamw"].extended == ("lr up to 0.008", "lr up to 0.016")
+    assert state.arms["sage-adamw"].extended == ("lr down to 0.001", "lr down to 0.0005")
+
+
+def test_a_step_of_a_grid_with_two_beta0_is_worth_two_of_one_without(recipe):
+    changes = {f"{BASE}.lr": [1e-3, 2e-3, 4e-3, 8e-3]}
+    changes |= {f"{SAGE}.lr": [4e-3, 8e-3], f"{SAGE}.beta0": [0.6, 0.8]}
+    state = tuned(recipe(changes), valley({"adamw": 2e-3, "sage-adamw": 8e-3}))
+    assert state.arms["sage-adamw"].grid == {"lr": [4e-3, 8e-3, 16e-3], "beta0": [0.6, 0.8]}
+    # There are fewer lr below the best one than above: the first goes there, and of equals down.
+    assert state.arms["adamw"].grid["lr"] == [0.25e-3, 0.5e-3, 1e-3, 2e-3, 4e-3, 8e-3]
+    sizes = {name: sum(run.arm == name for run in state.runs) for name in state.arms}
+    assert sizes == {"adamw": 12, "sage-adamw": 12}
+
+
+def test_extension_ends_and_says_so(recipe):
+    state = tuned(recipe({"study.max_extensions": 1}), valley({"adamw": 1.0, "sage-adamw": 4e-3}))
+    assert state.arms["adamw"].grid["lr"][-1] == 8e-3
+    assert state.arms["adamw"].on_edge
+    assert not state.arms["sage-adamw"].on_edge
+
+
+def test_a_grid_of_one_lr_grows(recipe):
+    changes = {f"{BASE}.lr": [1e-3], f"{SAGE}.lr": [1e-3]}
+    state = tuned(recipe(changes), valley({"adamw": 1e-3, "sage-adamw": 1e-3}))
+    assert state.arms["adamw"].grid["lr"] == [0.5e-3, 1e-3, 2e-3]
+    assert state.arms["adamw"].chosen == {"lr": 1e-3}
+
+
+# -- the choice ---------------------------------------------------------------------------------
+
+
+def test_the_mean_over_seeds_decides(recipe):
+    scores = {(1e-3, 0): 0.1, (1e-3, 1): 0.9, (2e-3, 0): 0.4, (2e-3, 1): 0.4}
+    state = tuned(recipe(), lambda arm, setting, seed: scores.get((setting["lr"], seed), 1.0))
+    assert state.arms["adamw"].chosen == {"lr": 2e-3}
+
+
+def test_of_equals_the_lower_lr_is_chosen(recipe):
+    state = tuned(recipe({"study.max_extensions": 0}), lambda arm, setting, seed: 1.0)
+    assert {name: arm.chosen for name, arm in state.arms.items()} == {
+        "adamw": {"lr": 1e-3},
+        "sage-adamw": {"lr": 2e-3},
+    }
+
+
+@pytest.mark.parametrize("lost", [math.inf, None])
+def test_a_setting_that_lost_one_seed_is_not_chosen(recipe, lost):
+    def value(arm, setting, seed):
+        if setting["lr"] == 2e-3 and seed == 1:
+            return lost
+        return valley({"adamw": 2.5e-3, "sage-adamw": 4e-3})(arm, setting, seed)
+
+    assert tuned(recipe(), value).arms["adamw"].chosen == {"lr": 4e-3}
+
+
+def test_when_everything_diverges_lower_lr_are_tried(recipe):
+    def value(arm, setting, seed):
+        return 1.0 if setting["lr"] < 0.4e-3 else math.inf
+
+    state = tuned(recipe(), value)
+    assert state.arms["adamw"].grid["lr"][0] == pytest.approx(0.25e-3)
+    assert state.arms["adamw"].chosen == {"lr": pytest.approx(0.25e-3)}
+
+
+def test_with_nothing_to_choose_from_nothing_is_chosen(recipe):
+    state = tuned(recipe(), lambda arm, setting, seed: math.inf)
+    assert all(arm.chosen is None for arm in state.arms.values())
+    assert state.arms["adamw"].extended == ("lr down to 0.0005", "lr down to 0.00025")
+
+
+def test_tuning_is_not_done_before_its_last_run(recipe):
+    runs = plan.tuning(recipe(), {}).runs
+    scores = {run.key: valley({"adamw": 2e-3, "sage-adamw": 4e-3})(run.arm, run.setting, 0)
+              for run in runs}  # fmt: skip
+    assert plan.tuning(recipe(), scores).done
+    for run in runs:
+        assert not plan.tuning(recipe(), {k: v for k, v in scores.items() if k != run.key}).done
+
+
+# -- report -------------------------------------------------------------------------------------
+
+
+def test_report_runs_are_pairs_on_fresh_seeds(recipe):
+    chosen = {"adamw": {"lr": 1e-3}, "sage-adamw": {"lr": 2e-3}}
+    runs = plan.reporting(recipe(), chosen, 3)
+    assert [(run.seed, run.arm) for run in runs] == [
+        (seed, arm) for seed in (1000, 1001, 1002) for arm in ("adamw", "sage-adamw")
+    ]
+    tuning = {run.seed for run in plan.tuning(recipe({"study.tune_seeds": 1000}), {}).runs}
+    assert not tuning & {run.seed for run in runs}
+    # More seeds are the same and further ones.
+    assert plan.reporting(recipe(), chosen, 5)[: len(runs)] == runs

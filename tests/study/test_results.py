@@ -1,0 +1,195 @@
+"""results.json: comparisons, failed runs, and a file that is whole at every moment."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from sagelr.commands.compare import sentence
+from sagelr.study import results, statistics
+from sagelr.train import Run
+
+SEEDS = [1000, 1001, 1002, 1003, 1004, 1005]
+CHOSEN = {"adamw": {"lr": 2e-3}, "sage-adamw": {"lr": 4e-3}, "third": {"lr": 4e-3}}
+THIRD = {
+    "study.arms": ["adamw", "sage-adamw", "third"],
+    "arms.third": {
+        "label": "Third",
+        "role": "sage",
+        "base": "adamw",
+        "optimizer": "SageAdamW",
+        "grid": {"lr": [2e-3, 4e-3, 8e-3]},
+    },
+}
+
+
+@pytest.fixture
+def reported(pretend):
+    """Entries of report runs, arm → accuracies; further fields as `arm → seed → fields`."""
+
+    def make(accuracies, more=None):
+        entries = {}
+        for arm, values in accuracies.items():
+            for seed, value in zip(SEEDS, values, strict=False):
+                run = Run("report", arm, CHOSEN[arm], seed)
+                fields = (more or {}).get(arm, {}).get(seed, {})
+                entries[run.key] = pretend.entry(run, 1 - value, value, **fields)
+        return entries
+
+    return make
+
+
+BASE = [0.90, 0.91, 0.92, 0.90, 0.91, 0.93]
+BETTER = [0.95, 0.94, 0.96, 0.96, 0.94, 0.96]
+
+
+def compared(recipe, runs):
+    return results.compare(recipe, runs, CHOSEN, SEEDS)
+
+
+# -- comparisons --------------------------------------------------------------------------------
+
+
+def test_arms_are_compared_by_seed_on_the_test_split(recipe, reported):
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER}))
+    assert (found["base"], found["sage"], found["metric"]) == ("adamw", "sage-adamw", "accuracy")
+    assert found["verdict"] == "better"
+    assert found["difference"]["mean"] == pytest.approx(np.mean(BETTER) - np.mean(BASE))
+    assert found["arms"]["adamw"]["values"] == BASE
+    assert found["failed"] == {"adamw": 0, "sage-adamw": 0}
+    assert "p_holm" not in found
+    assert "examples_ci95" not in found
+
+
+def test_the_order_of_runs_does_not_matter(recipe, reported):
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER})
+    backwards = dict(reversed(runs.items()))
+    assert compared(recipe(), backwards) == compared(recipe(), runs)
+
+
+def test_seeds_that_one_arm_lacks_yet_are_left_out(recipe, reported):
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER[:3]}))
+    assert found["seeds"] == SEEDS[:3]
+    assert compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER[:1]})) == []
+
+
+def test_a_run_that_diverged_leaves_the_comparison_open(recipe, reported):
+    lost = {"status": "diverged", "error": "loss nan", "scores": {"test": None}}
+    more = {"sage-adamw": {1001: lost}}
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER}, more))
+    assert found["seeds"] == [1000, 1002, 1003, 1004, 1005]
+    assert found["verdict"] == "inconclusive"
+    assert found["failed"] == {"adamw": 0, "sage-adamw": 1}
+    assert found["settles"].startswith("0 of 6 runs of AdamW and 1 of 6 runs of SageAdamW did not")
+    assert found["seeds_needed"] is None
+
+
+def test_several_arms_against_one_base_are_corrected_for(recipe, reported):
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER, "third": [0.91] * 6})
+    found = compared(recipe(THIRD), runs)
+    p_values = [entry["difference"]["p_value"] for entry in found]
+    assert [entry["p_holm"] for entry in found] == statistics.holm(p_values)
+    assert [entry["holm_of"] for entry in found] == [2, 2]
+
+
+def test_examples_give_an_interval_where_both_sides_have_them(recipe, reported):
+    draws = np.random.default_rng(0)
+    rows = {
+        arm: {seed: {"examples": (draws.random(50) < share).astype(int).tolist()} for seed in SEEDS}
+        for arm, share in (("adamw", 0.8), ("sage-adamw", 0.9))
+    }
+    accuracies = {
+        arm: [float(np.mean(found["examples"])) for found in by_seed.values()]
+        for arm, by_seed in rows.items()
+    }
+    (found,) = compared(recipe(), reported(accuracies, rows))
+    low, high = found["examples_ci95"]
+    assert low < found["difference"]["mean"] < high
+    # A score that is no mean over examples, such as F1, has no such interval.
+    (found,) = compared(recipe(), reported({**accuracies, "adamw": BASE}, rows))
+    assert "examples_ci95" not in found
+    del rows["adamw"][1003]["examples"]
+    (found,) = compared(recipe(), reported(accuracies, rows))
+    assert "examples_ci95" not in found
+
+
+def test_what_tuning_minimises(recipe, pretend):
+    run = Run("tune", "adamw", {"lr": 1e-3}, 0)
+    entry = pretend.entry(run, 0.25, 0.75)
+    assert results.value_of(recipe(), entry) == 0.25
+    assert results.value_of(recipe({"study.select_by": "accuracy"}), entry) == -0.75
+    assert results.value_of(recipe(), {**entry, "status": "diverged"}) == math.inf
+    assert results.value_of(recipe(), {**entry, "status": "failed"}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"scores": {"test": {"f1": math.nan}}}, "scores.test.f1 = nan"),
+        ({"curve": [{"loss": 1.0}, {"loss": math.inf}]}, "curve[1].loss = inf"),
+        ({"scores": None, "curve": [1, "nan", True]}, None),
+    ],
+)
+def test_the_first_number_that_is_none_is_named(value, name):
+    assert results.not_finite(value) == name
+
+
+# -- in words -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sage", "words"),
+    [
+        (BETTER, "SageAdamW is better than AdamW: accuracy +4.00 points (95% interval +"),
+        ([2 * b - s for b, s in zip(BASE, BETTER, strict=True)], "SageAdamW is worse than AdamW"),
+        ([b + 0.0001 * i for i, b in enumerate(BASE)], "are equivalent within 1.00 points"),
+        ([0.95, 0.86, 0.97, 0.85, 0.95, 0.90], "No difference between SageAdamW and AdamW was"),
+    ],
+)
+def test_a_verdict_in_words(recipe, reported, sage, words):
+    checked = recipe()
+    (found,) = compared(checked, reported({"adamw": BASE, "sage-adamw": sage}))
+    labels = {name: {"label": arm.label} for name, arm in checked.arms.items()}
+    assert words in sentence(found, {"arms": labels}, checked)
+
+
+def test_a_correction_in_words(recipe, reported):
+    checked = recipe(THIRD)
+    found = compared(checked, reported({"adamw": BASE, "sage-adamw": BETTER, "third": BASE}))
+    labels = {name: {"label": arm.label} for name, arm in checked.arms.items()}
+    told = sentence(found[0], {"arms": labels}, checked)
+    assert "after Holm's correction for 2 comparisons with AdamW" in told
+
+
+# -- the file -----------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "results.json"
+    results.write(path, {"a": 1})
+    results.write(path, {"θ": [1.5]})
+    assert json.loads(path.read_text()) == {"θ": [1.5]}
+    assert list(tmp_path.iterdir()) == [path]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    results.write(path, {"a": 1})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.write(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]

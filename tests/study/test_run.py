@@ -1,0 +1,307 @@
+"""The loop of a study, with workers that pretend to train."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections import Counter
+
+import pytest
+import torch
+
+from sagelr.errors import SagelrError, UsageError
+from sagelr.study import crew
+from sagelr.study import run as run_module
+from sagelr.study.signals import InterruptedStudyError
+
+
+def test_a_study_from_start_to_end(recipe, pretend, tmp_path):
+    document = pretend(recipe(), tmp_path / "out")
+    assert document == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert document["status"] == "complete"
+    assert document["tuning"]["adamw"]["chosen"] == {"lr": 2e-3}
+    assert document["tuning"]["sage-adamw"]["chosen"] == {"lr": 4e-3}
+    assert document["progress"] == {"done": 2 * 3 * 2 + 2 * 3, "total": 18}
+    assert document["comparison"]["seeds"] == [1000, 1001, 1002]
+    assert document["comparison"]["n"] == 3
+    assert document["looks"] == [3]
+    assert document["data"]["name"] == "pretended"
+    assert Counter(pretend.trained) == Counter(run["key"] for run in document["runs"])
+
+
+def test_tuning_is_over_before_report_begins(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "out", jobs=3)
+    stages = [key.partition("/")[0] for key in pretend.trained]
+    assert stages == sorted(stages, reverse=True)  # tune, then report
+
+
+def test_both_grids_are_extended_alike(recipe, pretend, tmp_path):
+    def falling(run):
+        return pretend.entry(run, 1 / run.setting["lr"] if run.arm == "adamw" else 1.0)
+
+    document = pretend(recipe(), tmp_path / "out", falling)
+    grids = {name: arm["grid"]["lr"] for name, arm in document["arms"].items()}
+    assert grids["adamw"] == [1e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+    assert len(grids["sage-adamw"]) == 5
+    assert document["tuning"]["adamw"]["on_edge"]
+    assert any("still at the end of its grid" in note for note in pretend.notes)
+
+
+def test_a_finished_study_trains_nothing_more(recipe, pretend, tmp_path, timeless):
+    first = pretend(recipe(), tmp_path / "out")
+    begun = len(pretend.trained)
+    assert timeless(pretend(recipe(), tmp_path / "out")) == timeless(first)
+    assert len(pretend.trained) == begun
+
+
+def test_more_seeds_add_only_new_runs_and_are_noted_as_another_look(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "out")
+    begun = len(pretend.trained)
+    document = pretend(recipe({"study.report_seeds": 5}), tmp_path / "out")
+    assert document["looks"] == [3, 5]
+    assert document["comparison"]["n"] == 5
+    assert [key.rpartition("=")[2] for key in pretend.trained[begun:]] == ["1003"] * 2 + [
+        "1004"
+    ] * 2
+
+
+def test_fewer_seeds_leave_none_out(recipe, pretend, tmp_path):
+    pretend(recipe({"study.report_seeds": 5}), tmp_path / "out")
+    document = pretend(recipe({"study.report_seeds": 2}), tmp_path / "out")
+    assert document["comparison"]["n"] == 5
+    assert document["looks"] == [5]
+    assert any("choosing among results" in note for note in pretend.notes)
+
+
+# -- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_next_start_goes_on(
+    recipe, pretend, tmp_path, timeless, ctrl_c
+):
+    whole = pretend(recipe(), tmp_path / "whole")
+    pretend.trained.clear()
+
+    def interrupted(run):
+        if len(pretend.trained) == 5:
+            ctrl_c()
+        return pretend.valley(run)
+
+    with pytest.raises(InterruptedStudyError, match=r"Stopped. \d of 18 runs.*To go on: ") as stop:
+        pretend(recipe(), tmp_path / "out", interrupted)
+    assert stop.value.exit_status == 130
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert kept["status"] == "tuning"
+    assert 3 <= len(kept["runs"]) <= 6
+    begun = len(pretend.trained)
+    document = pretend(recipe(), tmp_path / "out")
+    assert timeless(document) == timeless(whole)
+    again = set(pretend.trained[begun:])
+    assert not again & {run["key"] for run in kept["runs"]}
+
+
+def test_a_second_ctrl_c_does_not_wait(recipe, pretend, tmp_path, ctrl_c):
+    def impatient(run):
+        ctrl_c()
+        ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        pretend(recipe(), tmp_path / "out", impatient)
+    assert pretend(recipe(), tmp_path / "out")["status"] == "complete"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(recipe, pretend, tmp_path):
+    def hung_up(run):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return pretend.valley(run)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert pretend(recipe(), tmp_path / "out", hung_up)["status"] == "complete"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_workers_are_spread_over_the_gpus(recipe, pretend, tmp_path, monkeypatch):
+    seen = []
+    started = crew.Worker.__init__
+
+    def noted(self, recipe, threads, gpu):
+        seen.append(gpu)
+        started(self, recipe, threads, gpu)
+
+    monkeypatch.setattr(crew.Worker, "__init__", noted)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    auto = recipe({"train.device": "auto"})
+    pretend(auto, tmp_path / "a", jobs=3)
+    assert seen == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,GPU-9,GPU-11")
+    assert crew.gpus(auto) == ["GPU-7", "GPU-9"]
+    assert crew.gpus(recipe()) == []
+
+
+def test_the_run_of_a_dead_worker_has_one_more_try(recipe, pretend, tmp_path):
+    fatal = "tune/adamw/lr=0.002/seed=0"
+
+    def once(run):
+        if run.key == fatal and pretend.trained.count(fatal) == 1:
+            raise pretend.died("its process was ended by SIGKILL")
+        return pretend.valley(run)
+
+    document = pretend(recipe(), tmp_path / "out", once)
+    assert all(run["status"] == "complete" for run in document["runs"])
+    assert pretend.trained.count(fatal) == 2
+    assert f"{fatal}: its process was ended by SIGKILL; it is run again." in pretend.notes
+
+
+def test_after_two_deaths_a_run_is_given_up_with_the_reason(recipe, pretend, tmp_path):
+    fatal = "report/adamw/lr=0.002/seed=1001"
+
+    def always(run):
+        if run.key == fatal:
+            raise pretend.died("its process was ended by SIGKILL")
+        return pretend.valley(run)
+
+    document = pretend(recipe(), tmp_path / "out", always)
+    assert document["status"] == "complete"
+    failed = [run for run in document["runs"] if run["status"] == "failed"]
+    assert [run["key"] for run in failed] == [fatal]
+    assert failed[0]["error"] == "its process was ended by SIGKILL, 2 times"
+    assert pretend.trained.count(fatal) == 2
+    found = document["comparison"]
+    assert found["verdict"] == "inconclusive"
+    assert found["failed"] == {"adamw": 1, "sage-adamw": 0}
+    assert "1 of 3 runs of AdamW" in found["settles"]
+    # The next start tries it again.
+    mended = pretend(recipe(), tmp_path / "out")
+    assert mended["comparison"]["failed"] == {"adamw": 0, "sage-adamw": 0}
+    assert mended["comparison"]["n"] == 3
+
+
+def test_a_setting_that_fails_is_not_chosen(recipe, pretend, tmp_path):
+    def failing(run):
+        if run.stage == "tune" and run.setting["lr"] == 2e-3 and run.seed == 1:
+            raise RuntimeError("no such thing")
+        return pretend.valley(run)
+
+    document = pretend(recipe(), tmp_path / "out", failing)
+    assert document["tuning"]["adamw"]["chosen"] != {"lr": 2e-3}
+    failed = {entry["setting"]["lr"]: entry for entry in document["tuning"]["adamw"]["settings"]}
+    assert failed[2e-3]["failed"] == 1
+    assert failed[2e-3]["mean"] is None
+    # The choice stands, even if the setting would train now.
+    chosen = document["tuning"]["adamw"]["chosen"]
+    assert pretend(recipe(), tmp_path / "out")["tuning"]["adamw"]["chosen"] == chosen
+
+
+def test_a_setting_that_diverged_is_a_result_and_is_not_chosen(recipe, pretend, tmp_path):
+    def diverging(run):
+        if run.setting["lr"] == 2e-3 and run.stage == "tune":
+            nothing = {"validation": None, "test": None, "train": None}
+            return pretend.entry(run, 0.0, status="diverged", error="loss nan", scores=nothing)
+        return pretend.valley(run)
+
+    document = pretend(recipe(), tmp_path / "out", diverging)
+    assert document["tuning"]["adamw"]["chosen"] != {"lr": 2e-3}
+    begun = len(pretend.trained)
+    pretend(recipe(), tmp_path / "out")
+    assert len(pretend.trained) == begun
+
+
+def test_a_score_that_is_no_number_fails_the_run(recipe, pretend, tmp_path):
+    def undefined(run):
+        if run.key == "report/adamw/lr=0.002/seed=1000":
+            return pretend.entry(run, 0.1, math.nan)
+        return pretend.valley(run)
+
+    document = pretend(recipe(), tmp_path / "out", undefined)
+    failed = [run for run in document["runs"] if run["status"] == "failed"]
+    assert [run["error"] for run in failed] == [
+        "scores.validation.accuracy = nan, which is no number to go by"
+    ]
+
+
+def test_when_nothing_trains_the_study_says_why(recipe, pretend, tmp_path):
+    def failing(run):
+        raise RuntimeError("CUDA is not what it was")
+
+    with pytest.raises(SagelrError, match="first 3 runs failed in the same way: CUDA is not"):
+        pretend(recipe(), tmp_path / "out", failing)
+    assert pretend(recipe(), tmp_path / "out")["status"] == "complete"
+
+
+def test_an_arm_that_never_trains_ends_the_study(recipe, pretend, tmp_path):
+    def half(run):
+        if run.arm == "adamw":
+            nothing = {"validation": None, "test": None, "train": None}
+            return pretend.entry(run, 0, status="diverged", error="loss inf", scores=nothing)
+        return pretend.valley(run)
+
+    with pytest.raises(SagelrError, match=r"No setting of adamw trained with every seed.*loss inf"):
+        pretend(recipe(), tmp_path / "out", half)
+    assert (tmp_path / "out" / "results.json").exists()
+
+
+# -- whose folder it is -------------------------------------------------------------------------
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "out")
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    with pytest.raises(UsageError, match=r"train.epochs was 1 and is now 2.*--out another"):
+        pretend(recipe({"train.epochs": 2}), tmp_path / "out")
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_another_title_is_the_same_study(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "out")
+    assert pretend(recipe({"title": "Some digits"}), tmp_path / "out")["status"] == "complete"
+
+
+def test_other_data_are_refused(recipe, pretend, tmp_path, monkeypatch):
+    pretend(recipe(), tmp_path / "out")
+    monkeypatch.setitem(pretend.data, "sha256", "1" * 64)
+    with pytest.raises(SagelrError, match=r"data are not those.*sha256 111111111111… here, 000000"):
+        pretend(recipe({"study.report_seeds": 4}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_results_without_their_study_are_not_overwritten(recipe, pretend, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(UsageError, match=f"holds a {name} but no study.db"):
+        pretend(recipe(), tmp_path)
+    assert (tmp_path / name).read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("found", ['{"id": "of another"}', '{"id": ', "[]"])
+def test_results_of_another_study_are_not_overwritten(recipe, pretend, tmp_path, found):
+    pretend(recipe(), tmp_path)
+    (tmp_path / "results.json").write_text(found)
+    with pytest.raises(UsageError, match="of another study and would be overwritten"):
+        pretend(recipe(), tmp_path)
+    assert (tmp_path / "results.json").read_text() == found
+
+
+def test_a_folder_serves_one_process_at_a_time(recipe, pretend, tmp_path):
+    from sagelr.study.storage import locked
+
+    with locked(tmp_path), pytest.raises(SagelrError, match="Another sagelr is at work in"):
+        pretend(recipe(), tmp_path)
+
+
+def test_other_versions_are_noted(recipe, pretend, tmp_path, monkeypatch):
+    pretend(recipe(), tmp_path)
+    monkeypatch.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
+    pretend(recipe(), tmp_path)
+    assert any("now it is 99.0" in note for note in pretend.notes)
+
+
+def test_runs_of_another_machine_say_so(recipe, pretend, tmp_path, monkeypatch):
+    pretend(recipe(), tmp_path)
+    monkeypatch.setattr(run_module.results, "machine", lambda device: {"cores": 1000})
+    document = pretend(recipe({"study.report_seeds": 4}), tmp_path)
+    elsewhere = {run["seed"] for run in document["runs"] if "machine" in run}
+    assert elsewhere == {1003}
