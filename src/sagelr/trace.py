@@ -1,79 +1,71 @@
 """What SAGE did in one run: multipliers by layer, by sensitivity and against the rule, as JSON.
 
-Looks between backward and step at a few steps of a run, at the cost of a few steps' worth of
-multipliers. Large models are sampled with a fixed stride, so that looking stays cheap.
+Looks between backward and step at some twenty steps of a run, spread evenly, at a sample of the
+parameters; what a look sees is defined in `view`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sagelr.groups import locate
 from sagelr.optim.base import SageOptimizer
-from sagelr.state import formats
+from sagelr.view import MultiplierRow, Viewer
 
+LOOKS = 20
 BINS = 20
 PAIRS = 1500
-ELEMENTS = 200_000  # looked at in one step
-QUANTILES = (5, 25, 50, 75, 95)
 
 
 def steps_to_probe(total: int) -> list[int]:
-    """The steps to look at, counted from 1: near the start, on the way, and near the end.
+    """The steps to look at, counted from 1: twenty, evenly over the run, and the last but one.
 
     The very first step is left out: a corrected Ī equals I there and r is 0 everywhere.
 
     Example:
-        >>> steps_to_probe(300)
-        [15, 75, 150, 225, 299]
+        >>> steps_to_probe(300)[:3], steps_to_probe(300)[-2:]
+        ([8, 23, 38], [293, 299])
+        >>> steps_to_probe(4)
+        [2, 3, 4]
     """
-    at = (math.ceil(total * share) for share in (0.05, 0.25, 0.5, 0.75))
+    at = (math.ceil(total * (look + 0.5) / LOOKS) for look in range(LOOKS))
     return sorted({min(max(2, step), total) for step in (*at, total - 1)})
 
 
 @dataclass(frozen=True)
 class _Look:
-    """One parameter at one step; x is I / Ī before it."""
+    """The last look: one entry an element; x is I / Ī before it."""
 
-    layer: str
+    layer: Tensor
     ratio: Tensor
     smoothed: Tensor
     multiplier: Tensor
+    rows: list[MultiplierRow]
 
 
 class Trace:
-    """Collects what a SAGE optimizer does to a model.
+    """Collects what a SAGE optimizer does to a model. With sharded weights it gathers them, so
+    that every process has to look, and sees the same.
 
     Args:
         model: the model in training.
-        optimizer: a SageAdamW, SageAdamax or SageSGD over its named parameters.
+        optimizer: a SageAdamW, SageAdamax or SageSGD over its parameters.
         total: steps of the run.
     """
 
     def __init__(self, model: nn.Module, optimizer: SageOptimizer, total: int) -> None:
         self.optimizer = optimizer
         self.steps = steps_to_probe(total)
+        self._viewer = Viewer(model, optimizer, whole=True)
         self._seen: list[int] = []
         self._history: list[dict[str, Any]] = []
-        self._last: list[_Look] = []
+        self._last: list[_Look] = []  # one, or none yet
         self._pairs: list[Tensor] = []
-        places = locate(model)
-        self._params = [
-            (param, group, places[name])
-            for group in optimizer.param_groups
-            if group["sage"]
-            for name, param in zip(group["param_names"], group["params"], strict=True)
-        ]
-        count = sum(param.numel() for param, _, _ in self._params)
-        self._stride = max(1, math.ceil(count / ELEMENTS))
 
-    @torch.no_grad()
     def look(self, step: int, epoch: float) -> None:
         """Look, between backward and step.
 
@@ -83,107 +75,81 @@ class Trace:
         """
         if step not in self.steps:
             return
-        looks = [
-            _Look(place.layer, *self._values(param, group))
-            for param, group, place in self._params
-            if param.grad is not None
-        ]
-        if not looks:
+        view = self._viewer.look()
+        if view is None:
             return
+        rows = view.rows(step)
+        ratio = view.sensitivity / view.before
+        look = _Look(view.layer, ratio, view.smoothed, view.multiplier, rows)
         self._seen.append(step)
-        self._last = looks
+        self._last = [look]
         if step > self.steps[len(self.steps) // 4]:  # bias correction has faded by then
-            self._pairs.append(_pairs(looks))
-        means = {name: float(torch.cat(r).mean()) for name, r in _by_layer(looks).items()}
-        self._history.append({"step": step, "epoch": round(epoch, 4), "multiplier": means})
+            self._pairs.append(_pairs(look))
+        self._history.append(
+            {
+                "step": step,
+                "epoch": round(epoch, 4),
+                "multiplier": {row["layer"]: _short(row["multiplier"]) for row in rows},
+                "sensitivity": {row["layer"]: _short(row["sensitivity"]) for row in rows},
+            }
+        )
 
-    def _values(self, param: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        multiplier = self.optimizer.multiplier(param)
-        current = self.optimizer.sensitivity(param)
-        state = self.optimizer.state.get(param, {})
-        if "exp_avg_sensitivity" in state:
-            before = formats.read(state, "exp_avg_sensitivity", current.dtype)
-        else:
-            before = torch.zeros_like(current)
-        smoothed = torch.lerp(before, current, 1 - group["beta0"])
-        taken = [
-            each.flatten()[:: self._stride] for each in (current, before, smoothed, multiplier)
-        ]
-        sensitivity, before, smoothed, multiplier = (each.float().cpu() for each in taken)
-        return sensitivity / before, smoothed, multiplier
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "seen": self._seen,
+            "history": self._history,
+            "last": [astuple(look) for look in self._last],
+            "pairs": self._pairs,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._seen, self._history = state["seen"], state["history"]
+        self._last = [_Look(*values) for values in state["last"]]
+        self._pairs = state["pairs"]
 
     def to_json(self) -> dict[str, Any] | None:
         """Everything seen, or None if nothing was."""
         if not self._last:
             return None
-        places: dict[str, tuple[str, int | None, int]] = {}
-        for param, _, place in self._params:
-            _, _, count = places.get(place.layer, ("", None, 0))
-            kind = place.kind if place.kind in ("attention", "feed-forward") else "other"
-            places[place.layer] = (kind, place.depth, count + param.numel())
-        multipliers = _by_layer(self._last)
-        layers = []
-        for name, found in multipliers.items():
-            r = torch.cat(found)
-            smoothed = torch.cat([look.smoothed for look in self._last if look.layer == name])
-            kind, depth, count = places[name]
-            layers.append(
-                {
-                    "name": name,
-                    "kind": kind,
-                    "depth": depth,
-                    "parameters": count,
-                    "sensitivity": float(smoothed.mean()),
-                    "multiplier": float(r.mean()),
-                    "quantiles": _quantiles(r),
-                    "frozen": float((r < 0.01).float().mean()),
-                    "boosted": float((r > 1).float().mean()),
-                }
-            )
         return {
-            "beta0": self._params[0][1]["beta0"],
+            "beta0": self._viewer.beta0,
             "steps": self._seen,
             "scatter": _thin(self._pairs),
-            "by_sensitivity": self._by_sensitivity(),
-            "layers": layers,
+            "by_sensitivity": _by_sensitivity(self._last[0]),
+            "layers": [_layer(row) for row in self._last[0].rows],
             "history": self._history,
         }
 
-    def _by_sensitivity(self) -> list[dict[str, Any]]:
-        """Mean multiplier in twenty bins of equal size, from least to most sensitive."""
-        smoothed = torch.cat([look.smoothed for look in self._last])
-        multiplier = torch.cat([look.multiplier for look in self._last])
-        order = smoothed.argsort()
-        bins = zip(smoothed[order].chunk(BINS), multiplier[order].chunk(BINS), strict=True)
-        pieces = [(found, r) for found, r in bins if found.numel()]
-        return [
-            {
-                "quantile": [round(i / len(pieces), 4), round((i + 1) / len(pieces), 4)],
-                "sensitivity": float(found.median()),
-                "multiplier": float(r.mean()),
-            }
-            for i, (found, r) in enumerate(pieces)
-        ]
+
+def _layer(row: MultiplierRow) -> dict[str, Any]:
+    """A layer as results.json has it."""
+    return {
+        "name": row["layer"],
+        "kind": row["kind"] if row["kind"] in ("attention", "feed-forward") else "other",
+        **{key: value for key, value in row.items() if key not in ("step", "layer", "kind")},
+    }
 
 
-def _by_layer(looks: list[_Look]) -> dict[str, list[Tensor]]:
-    layers: dict[str, list[Tensor]] = {}
-    for look in looks:
-        layers.setdefault(look.layer, []).append(look.multiplier)
-    return layers
+def _by_sensitivity(look: _Look) -> list[dict[str, Any]]:
+    """Mean multiplier in twenty bins of equal size, from least to most sensitive."""
+    order = look.smoothed.argsort()
+    bins = zip(look.smoothed[order].chunk(BINS), look.multiplier[order].chunk(BINS), strict=True)
+    pieces = [(found, r) for found, r in bins if found.numel()]
+    return [
+        {
+            "quantile": [round(i / len(pieces), 4), round((i + 1) / len(pieces), 4)],
+            "sensitivity": float(found.median()),
+            "multiplier": float(r.mean()),
+        }
+        for i, (found, r) in enumerate(pieces)
+    ]
 
 
-def _quantiles(r: Tensor) -> dict[str, float]:
-    levels = torch.tensor([level / 100 for level in QUANTILES])
-    return {str(q): float(v) for q, v in zip(QUANTILES, torch.quantile(r, levels), strict=True)}
-
-
-def _pairs(looks: list[_Look]) -> Tensor:
+def _pairs(look: _Look) -> Tensor:
     """At most PAIRS of (x, r), evenly over the parameters; without those whose Ī was 0."""
-    pairs = torch.stack(
-        [torch.cat([look.ratio for look in looks]), torch.cat([look.multiplier for look in looks])],
-        dim=1,
-    )
+    pairs = torch.stack([look.ratio, look.multiplier], dim=1)
     pairs = pairs[torch.isfinite(pairs).all(1)]
     return pairs[:: max(1, math.ceil(len(pairs) / PAIRS))]
 
@@ -193,4 +159,9 @@ def _thin(pieces: list[Tensor]) -> list[list[float]]:
         return []
     pairs = torch.cat(pieces)
     pairs = pairs[:: max(1, math.ceil(len(pairs) / PAIRS))]
-    return [[float(f"{x:.4g}"), float(f"{r:.4g}")] for x, r in pairs.tolist()]
+    return [[_short(x), _short(r)] for x, r in pairs.tolist()]
+
+
+def _short(value: float) -> float:
+    """Four significant digits, as a chart needs them."""
+    return float(f"{value:.4g}")

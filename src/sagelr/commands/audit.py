@@ -1,0 +1,229 @@
+"""sagelr audit."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from sagelr.commands.app import SetOption, app, console, overrides_of
+from sagelr.errors import UsageError
+
+if TYPE_CHECKING:
+    from sagelr.schema import Recipe
+
+AUDIT, PAGE = "audit.json", "report.html"
+
+
+class Structures(StrEnum):
+    """Typer takes lists of these, and of no Literal."""
+
+    unstructured = "unstructured"
+    fours = "2:4"
+    heads = "heads"
+    neurons = "neurons"
+
+
+class Scores(StrEnum):
+    """Of `sagelr.audit.pruning.SCORES`."""
+
+    sensitivity = "sensitivity"
+    magnitude = "magnitude"
+    product = "sensitivity-variation"
+    bound = "upper-confidence"
+
+
+@app.command()
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="A folder of sagelr train, the folder of a model, or a model's name on the hub.",
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Whose data to audit a model on: built-in, or a .toml file."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A second run or model, to hold the first against.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and the page.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Rows of a measured batch; sensitivity depends on it.")
+    ] = 32,
+    examples: Annotated[int, typer.Option(min=1, help="Training rows to measure on.")] = 1000,
+    split: Annotated[
+        Literal["validation", "test"], typer.Option(help="Split to score pruned models on.")
+    ] = "validation",
+    curves: Annotated[bool, typer.Option(help="Make pruning curves, or leave them out.")] = True,
+    structure: Annotated[
+        list[Structures] | None, typer.Option(help="What to prune; all of these by default.")
+    ] = None,
+    score: Annotated[
+        list[Scores] | None,
+        typer.Option(help="What the lowest of goes; the first two of these by default."),
+    ] = None,
+    scope: Annotated[
+        Literal["global", "layer"], typer.Option(help="Rank all together, or by layer.")
+    ] = "global",
+    sparsities: Annotated[
+        str, typer.Option(metavar="LIST", help="Of the curves, as in 0.2,0.4.")
+    ] = "0.05,0.1,0.15,0.2,0.25,0.3,0.35,0.4,0.45,0.5,0.55,0.6,0.65,0.7,0.75,0.8,0.85,0.9,0.95",
+    finetune: Annotated[
+        int, typer.Option(min=0, help="Epochs of training after pruning, for a second set.")
+    ] = 0,
+    finetune_lr: Annotated[
+        float | None, typer.Option(min=0, help="lr of that; the run's own by default.")
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the model pruned by the first structure and score."),
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Of the exported model.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into folders that are not empty.")
+    ] = False,
+    set_: SetOption = None,
+) -> None:
+    """Look at what a training left behind: sensitivity, redundancy, and what can be pruned."""
+    import sagelr
+    from sagelr.audit.schema import DEFINITIONS, SCHEMA
+    from sagelr.audit.subjects import find
+    from sagelr.audit.whole import Request, run
+    from sagelr.study.results import machine, now, versions, write
+
+    began = time.perf_counter()
+    overrides = overrides_of(set_)
+    subjects = [find(each, recipe, overrides) for each in (model, against) if each is not None]
+    names = [re.sub(r"[^\w.-]+", "-", subject.name) for subject in subjects]
+    folder = out or Path("audits") / "-against-".join(names)
+    _check_empty(folder, "--out", overwrite)
+    if export is not None:
+        _check_empty(export, "--export", overwrite)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+        request = Request(
+            subjects,
+            batch_size=batch_size,
+            examples=examples,
+            split=split,
+            curves=curves,
+            structures=tuple(each.value for each in structure or ()) or Request.structures,
+            scores=tuple(each.value for each in score or ()) or Request.scores,
+            scope=scope,
+            sparsities=_numbers(sparsities),
+            finetune=finetune,
+            finetune_lr=finetune_lr,
+            export=export,
+            sparsity=sparsity,
+            note=lambda line: console.print(line, markup=False),
+            progress=lambda share, doing: bar.update(task, completed=share, description=doing),
+        )
+        found = run(request)
+    checked = subjects[0].recipe
+    document = {
+        "kind": "audit",
+        "schema": SCHEMA,
+        "sagelr": sagelr.__version__,
+        "created": now(),
+        "command": shlex.join(["sagelr", *sys.argv[1:]]),
+        "machine": machine(checked.train.device),
+        "versions": versions(),
+        **found,
+        "definitions": DEFINITIONS,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / AUDIT, document)
+    _tell(document, checked)
+    console.print(f"Audit: {folder / AUDIT}", markup=False, soft_wrap=True)
+    _page(folder)
+
+
+def _check_empty(folder: Path, option: str, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Give {option} a folder.")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise UsageError(f"{folder} is not empty. Give {option} another folder, or --overwrite.")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--sparsities {text!r} is not a list of numbers. For example: --sparsities 0.2,0.4"
+        ) from None
+
+
+def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
+    """The figures of each model in a table, and what was exported."""
+    how = document["measurement"]
+    console.print(
+        f"Measured on {how['examples']} training rows in {how['batches']} batches of "
+        f"{how['batch_size']}; sensitivity depends on the batch size."
+    )
+    table = Table()
+    for heading in ("", *(model["label"] for model in document["models"])):
+        table.add_column(heading)
+    found = [model["sensitivity"] for model in document["models"]]
+    rows = {
+        "loss": [f"{each['loss']:.4g}" for each in found],
+        "mean sensitivity": [f"{each['all']['mean']:.4g}" for each in found],
+        "divided by the loss": [_by_loss(each["all"]["mean_by_loss"]) for each in found],
+        "Gini coefficient": [f"{each['all']['gini']:.3f}" for each in found],
+        "effective parameters": [f"{each['all']['effective_share']:.1%}" for each in found],
+        "below 1% of the median": [f"{each['all']['share_below']['0.01']:.1%}" for each in found],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    pruned = [
+        model["pruning"]["curves"] if model["pruning"] else [] for model in document["models"]
+    ]
+    for same in zip(*pruned, strict=False):
+        first = same[0]
+        trained = f", {first['finetuned']} epochs after" if first["finetuned"] else ""
+        table.add_row(
+            f"99% of {recipe.metric} up to: {first['structure']} by {first['score']}{trained}",
+            *(f"{curve['keeps99'].get(recipe.metric, 0):.0%}" for curve in same),
+        )
+    console.print(table)
+    if document["comparison"]:
+        console.print(document["comparison"]["note"], markup=False)
+    for model in document["models"]:
+        if saved := model["export"]:
+            score = recipe.score.show(saved["scores_reloaded"][recipe.metric])
+            console.print(
+                f"Pruned model: {saved['folder']}, {recipe.metric} {score} when loaded anew",
+                markup=False,
+                soft_wrap=True,
+            )
+
+
+def _by_loss(value: float | None) -> str:
+    return "no loss above 0" if value is None else f"{value:.4g}"
+
+
+def _page(folder: Path) -> None:
+    """Write the page, where what it takes is installed."""
+    try:
+        from sagelr.report import write_report
+
+        console.print(f"Page: {write_report(folder / AUDIT, folder / PAGE)}", markup=False)
+    except ModuleNotFoundError as error:
+        console.print(
+            f"No page: {error.name} is missing. Install it: pip install 'sagelr[report]', then: "
+            f"sagelr report {folder}",
+            markup=False,
+        )

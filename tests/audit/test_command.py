@@ -1,0 +1,297 @@
+"""sagelr audit, on a run, on a model, on two, and on what it cannot audit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sagelr.audit import audit as measure
+from sagelr.audit.schema import Audit, Audited, Comparison, Curve, Distribution, Group, Units
+from sagelr.audit.scoring import TrainingBatches
+from sagelr.audit.sketch import short
+from sagelr.audit.subjects import find, load
+from sagelr.commands import app
+from sagelr.commands import audit as command
+from sagelr.errors import SagelrError, UsageError
+
+from .conftest import SMALL
+
+QUICK = ["--examples", "40", "--batch-size", "8", "--sparsities", "0.25,0.5"]
+
+
+@pytest.fixture(autouse=True)
+def _no_page(monkeypatch):
+    monkeypatch.setattr(command, "_page", lambda folder: None)
+
+
+def invoke(*args):
+    return CliRunner().invoke(app, ["audit", *map(str, args)], catch_exceptions=False)
+
+
+def read(folder):
+    return json.loads((folder / "audit.json").read_text())
+
+
+def has(value, shape):
+    assert value.keys() == shape.__annotations__.keys()
+
+
+def test_the_audit_of_a_run(run, tmp_path, task, recipe):
+    out = tmp_path / "audit"
+    result = invoke(run, "--out", out, *QUICK)
+    assert result.exit_code == 0
+    assert "Measured on 40 training rows in 5 batches of 8" in result.output
+    found = read(out)
+    has(found, Audit)
+    (model,) = found["models"]
+    has(model, Audited)
+    assert (model["arm"], model["seed"], model["label"]) == ("sage-adamw", 0, "SageAdamW")
+    sensitivity = model["sensitivity"]
+    has(sensitivity["all"], Distribution)
+    for group in (*sensitivity["layers"], *sensitivity["kinds"]):
+        assert group.keys() == Group.__annotations__.keys() | Distribution.__annotations__.keys()
+    for groups in (sensitivity["layers"], sensitivity["kinds"]):
+        assert sum(group["parameters"] for group in groups) == model["parameters"]
+    for units, count in (("heads", 2), ("neurons", 24)):
+        assert [each["count"] for each in sensitivity[units]] == [count, count]
+        has(sensitivity[units][0], Units)
+    subject = find(str(run), None, {})
+    loaded, _ = load(subject, task)
+    measured = measure(loaded, TrainingBatches(task, 8, 40).on(torch.device("cpu")))
+    assert sensitivity["loss"] == measured.loss
+    whole = torch.cat([each.flatten() for each in measured.sensitivity.values()])
+    assert sensitivity["all"]["mean"] == pytest.approx(
+        short(float(whole.double().mean())), rel=1e-5
+    )
+    curves = model["pruning"]["curves"]
+    assert [(c["structure"], c["score"]) for c in curves] == [
+        (structure, score)
+        for structure in ("unstructured", "2:4", "heads", "neurons")
+        for score in ("sensitivity", "magnitude")
+    ]
+    for curve in curves:
+        has(curve, Curve)
+        assert curve["points"][0]["scores"] == curves[0]["points"][0]["scores"]
+    assert [point["pruned"] for point in curves[4]["points"]] == [0, 1, 2]  # of four heads
+    rows = model["optimizer"]
+    assert {row["step"] for row in rows} == {13}
+    assert [row["kind"] for row in rows] == ["attention", "feed-forward"] * 2
+    assert all(0 < row["multiplier"] < 3 for row in rows)
+    assert model["trace"]["history"]
+    again = invoke(run, "--out", tmp_path / "again", "--curves", *QUICK)
+    assert again.exit_code == 0
+    assert read(tmp_path / "again")["models"] == found["models"]
+
+
+def test_a_pruned_model_is_saved_and_scores_the_same_when_loaded(run, tmp_path, task):
+    pruned = tmp_path / "pruned"
+    result = invoke(
+        run,
+        "--out",
+        tmp_path / "audit",
+        "--no-curves",
+        "--export",
+        pruned,
+        "--sparsity",
+        0.3,
+        *QUICK,
+    )
+    assert result.exit_code == 0
+    saved = read(tmp_path / "audit")["models"][0]["export"]
+    assert saved["scores"] == saved["scores_reloaded"]
+    model = type(task.model(0)).from_pretrained(pruned)
+    zeros = sum(int((param == 0).sum()) for param in model.parameters())
+    unpruned = type(model).from_pretrained(run)
+    before = sum(int((param == 0).sum()) for param in unpruned.parameters())
+    assert saved["pruned"] == round(0.3 * 2 * (4 * 16 * 16 + 2 * 16 * 24))
+    assert zeros - before == saved["pruned"]
+    # The pruned model is a model like any other, here with a recipe for it.
+    given = [f"--set={key}={value}" for key, value in SMALL.items()]
+    again = invoke(
+        pruned, "--recipe", "digits-vit", *given, "--out", tmp_path / "b", "--no-curves", *QUICK
+    )
+    assert again.exit_code == 0
+    assert read(tmp_path / "b")["models"][0]["sensitivity"]["all"]["zero"] >= saved["pruned"]
+
+
+def test_training_after_pruning_holds_the_zeros_and_is_told_apart(run, tmp_path):
+    out = tmp_path / "audit"
+    options = ["--structure", "neurons", "--score", "upper-confidence", "--finetune", 1]
+    result = invoke(run, "--out", out, *options, *QUICK)
+    assert result.exit_code == 0
+    plain, tuned = read(out)["models"][0]["pruning"]["curves"]
+    assert (plain["finetuned"], tuned["finetuned"]) == (0, 1)
+    assert [p["pruned"] for p in plain["points"]] == [p["pruned"] for p in tuned["points"]]
+    assert plain["points"][0] == tuned["points"][0]
+    assert plain["points"][2]["scores"]["loss"] != tuned["points"][2]["scores"]["loss"]
+
+
+def test_two_runs_side_by_side(run, tmp_path, task):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    result = invoke(run, "--against", other, "--out", tmp_path / "a", "--no-curves", *QUICK)
+    assert result.exit_code == 0
+    found = read(tmp_path / "a")
+    has(found["comparison"], Comparison)
+    first, second = found["comparison"]["own"]
+    assert {**first, "model": 1} == second
+    assert first["layers_by_loss"].keys() == first["layers"].keys()
+    assert found["comparison"]["matched"] is None
+    assert "No checkpoints of" in found["comparison"]["note"]
+    # The first is made the better trained one: it is matched at a checkpoint of its own.
+    better = task.model(0)
+    trained = type(better).from_pretrained(run)
+    for folder in (run, other):
+        for step, model in ((2, better), (9, trained)):
+            model.save_pretrained(tmp_path / folder.name / f"checkpoint-{step}")
+    shutil.copytree(run, tmp_path / "with", ignore=shutil.ignore_patterns("checkpoint-*"))
+    shutil.copytree(tmp_path / run.name / "checkpoint-2", tmp_path / "with" / "checkpoint-2")
+    worse = tmp_path / "worse"
+    shutil.copytree(tmp_path / "with", worse)
+    better.save_pretrained(worse)  # never trained: its loss is the level
+    result = invoke(
+        tmp_path / "with", "--against", worse, "--out", tmp_path / "b", "--no-curves", *QUICK
+    )
+    assert result.exit_code == 0
+    comparison = read(tmp_path / "b")["comparison"]
+    first, second = comparison["matched"]
+    assert first["loss"] == second["loss"] == comparison["level"]
+    assert first["checkpoint"] == "checkpoint-2"
+    assert first["layers"] == second["layers"]
+    assert comparison["own"][0]["loss"] < comparison["level"]
+
+
+def test_the_file_of_a_live_probe_comes_along(run, tmp_path):
+    with_probe = tmp_path / "run"
+    shutil.copytree(run, with_probe)
+    (with_probe / "probe.jsonl").write_text(
+        '{"step": 2, "layer": "a"}\n{"step": 4, "layer": "a"}\n'
+    )
+    assert find(str(with_probe), None, {}).live() == [
+        {"step": 2, "layer": "a"},
+        {"step": 4, "layer": "a"},
+    ]
+    (with_probe / "probe.jsonl").write_text("step,layer\n")
+    with pytest.raises(SagelrError, match="is not what SageProbe writes"):
+        find(str(with_probe), None, {}).live()
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    (tmp_path / "kept.txt").write_text("kept")
+    with pytest.raises(
+        UsageError, match=r"is not empty. Give --out another folder, or --overwrite"
+    ):
+        invoke(run, "--out", tmp_path, "--no-curves")
+    with pytest.raises(UsageError, match="Give --export another folder"):
+        invoke(run, "--out", tmp_path / "a", "--export", tmp_path, "--sparsity", 0.5)
+    assert invoke(run, "--out", tmp_path, "--overwrite", "--no-curves", *QUICK).exit_code == 0
+    assert (tmp_path / "kept.txt").read_text() == "kept"
+
+
+def bare_model(folder, cls="BertModel"):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": [cls]}))
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_what_cannot_be_audited_is_told_so(run, tmp_path):
+    for source, message in (
+        (tmp_path / "nowhere", "there is no such folder"),
+        (tmp_path, "holds neither run.json nor a model"),
+        (bare_model(tmp_path / "bert"), "says nothing of the data to audit it on. Give --recipe"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            find(str(source), None, {})
+    with pytest.raises(UsageError, match="is a run and brings its recipe"):
+        find(str(run), "digits-vit", {})
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "results.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a study, which keeps scores and no models"):
+        find(str(study), None, {})
+    for name, wrong, message in (
+        ("cut", "{", "is not what sagelr train writes"),
+        ("diverged", json.dumps(_with_status(run, "diverged")), "the run is diverged"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.json").write_text(wrong)
+        with pytest.raises(UsageError, match=message):
+            find(str(folder), None, {})
+    for options, message in (
+        (["--sparsities", "much"], "is not a list of numbers"),
+        (["--sparsities", "0.5,1"], "1 is not a share"),
+        (["--sparsity", "0.5"], "--export DIR and --sparsity belong together"),
+        (["--structure", "2:4", "--export", tmp_path / "x", "--sparsity", "0.3"], "prunes a half"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            invoke(run, "--out", tmp_path / "out", *options)
+    assert invoke(run, "--structure", "columns").exit_code == 2
+
+
+def _with_status(run, status):
+    return {**json.loads((run / "run.json").read_text()), "status": status}
+
+
+def test_models_that_do_not_fit_are_told_so(run, tmp_path, task):
+    bert = find(str(bare_model(tmp_path / "bert")), "digits-vit", {})
+    with pytest.raises(UsageError, match="holds BertModel; the recipe digits-vit is for ViTFor"):
+        load(bert, task)
+    with pytest.raises(UsageError, match="takes none of the hub"):
+        load(find("someone/bert-tiny", "digits-vit", {}), task)
+    from safetensors.torch import load_file, save_file
+
+    for name, change, message in (
+        ("lacks", lambda weights: weights.pop("classifier.bias"), "lacks classifier.bias"),
+        (
+            "shape",
+            lambda weights: weights.update({"classifier.bias": torch.zeros(3)}),
+            "has in another shape classifier.bias",
+        ),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(run, folder)
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(SagelrError, match=f"do not fit ViTForImageClassification: .*{message}"):
+            load(find(str(folder), None, {}), task)
+    other = tmp_path / "optimizer"
+    shutil.copytree(run, other)
+    torch.save({"state": {}, "param_groups": []}, other / "optimizer.pt")
+    with pytest.raises(SagelrError, match="does not fit the run's optimizer"):
+        invoke(other, "--out", tmp_path / "o", "--no-curves", *QUICK)
+
+
+def test_a_run_is_audited_on_its_own_data(run, tmp_path, task):
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    record = json.loads((run / "run.json").read_text())
+    record["data"]["sha256"] = "0" * 64
+    (changed / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SagelrError, match="The data have changed since"):
+        find(str(changed), None, {}).check_data(task.describe())
+    find(str(changed), None, {"task.split_seed": 1}).check_data(task.describe())
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    record["recipe"]["task"]["split_seed"] = 1
+    (other / "run.json").write_text(json.dumps({**record, "data": None}))
+    with pytest.raises(UsageError, match="are of different data"):
+        invoke(run, "--against", other, "--out", tmp_path / "o", "--no-curves", *QUICK)
+
+
+def test_what_a_class_freezes_stays_frozen_when_loaded(tmp_path):
+    """from_pretrained thaws it: training after pruning would change what is not even saved."""
+    pytest.importorskip("num2words")
+    recipe = {"model.hidden": 16, "model.feed_forward": 16, "model.layers": 1, "task.limit": 20}
+    subject = find(str(bare_model(tmp_path / "m", "MarianMTModel")), "number-words", recipe)
+    task = subject.recipe.make_task()
+    fresh = task.model(0)
+    fresh.save_pretrained(tmp_path / "m")
+    frozen = [name for name, param in fresh.named_parameters() if not param.requires_grad]
+    model, _ = load(subject, task)
+    assert frozen
+    assert frozen == [name for name, param in model.named_parameters() if not param.requires_grad]
