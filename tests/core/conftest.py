@@ -1,14 +1,15 @@
 """The engines and optimizers that every test of the core goes through."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from sagelr import SageAdamax, SageAdamW, SageSGD
-from sagelr.engines import cpu, eager, foreach
+from sagelr import SageAdamax, SageAdamW, SageSGD, engines
+from sagelr.engines import cpu, eager, foreach, triton
 
 
 class Engine(NamedTuple):
@@ -20,20 +21,29 @@ class Engine(NamedTuple):
     takes: Callable[[torch.dtype], bool]
 
 
+# Set in the process that test_triton.py starts: Triton's interpreter stands in for a GPU there.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # A new engine joins every test by one line.
 ENGINES = [
     Engine("eager", {"foreach": False}, eager, lambda dtype: True),
     Engine("foreach", {"foreach": True}, foreach, lambda dtype: True),
     Engine("fused", {"fused": True}, cpu, lambda dtype: dtype in cpu.PARAM),
 ]
+if INTERPRETED:
+    ENGINES = [Engine("triton", {"fused": True}, triton, lambda dtype: dtype in triton.PARAM)]
 CLASSES = [SageAdamW, SageAdamax, SageSGD]
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name, scope="session")
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param.name == "fused" and not cpu.compiler():
         pytest.skip("the fused CPU step needs a C++ compiler")
-    return request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            patch.setattr(engines, "_fused", lambda device: triton)
+            # Interpreting a tile takes as long whatever its size.
+            patch.setattr(triton, "TILE", 1 << 14)
+        yield request.param
 
 
 @pytest.fixture(params=CLASSES, ids=lambda cls: cls.__name__, scope="session")

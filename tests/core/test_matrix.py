@@ -248,7 +248,8 @@ def test_a_plan_for_graphs_takes_the_same_step(engine, cls, draw):
     options = {"sage": True, "weight_decay": DECAY, **engine.options}
     if cls is SageSGD:
         options |= {"momentum": 0.9, "dampening": 0.5}
-    start, grads = draw(4, 5), [draw(4, 5) for _ in range(5)]
+    dtype = torch.float64 if engine.takes(torch.float64) else torch.float32
+    start, *grads = (draw(4, 5, dtype=dtype) for _ in range(6))
     found = []
     for capturable in (False, True):
         param = nn.Parameter(start.clone())

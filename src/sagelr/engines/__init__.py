@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sagelr.engines import cpu, eager, foreach
+from sagelr.engines import cpu, eager, foreach, triton
 from sagelr.engines.plan import Place, Plan, State
 
 logger = logging.getLogger("sagelr")
@@ -38,7 +39,8 @@ def choose(
     """The engine for these parameters, which share device and dtype.
 
     The fused engine wherever it can run, unless another is asked for; then foreach on accelerators,
-    eager elsewhere. Where `fused=True` cannot be had, that is said once.
+    eager elsewhere. Where no fused engine can run, that is said once: as a warning if `fused=True`
+    asked for it, else as information.
     """
     if plan.differentiable or plan.relative is not None:
         return eager.update
@@ -54,15 +56,17 @@ def choose(
         if fused and obstacle is None:
             return fused.update
         if want_fused:
-            _say_once(f"fused=True, but no fused step is taken: {obstacle}.")
+            _say_once(logging.WARNING, f"fused=True, but no fused step is taken: {obstacle}.")
+        elif not torch.compiler.is_compiling():
+            _say_once(logging.INFO, f"No fused step is taken: {obstacle}.")
     plain = all(type(param) in (Tensor, Parameter) for param in params)
     return foreach.update if params[0].device.type in ACCELERATORS and plain else eager.update
 
 
 def _fused(device: str) -> ModuleType | None:
-    return cpu if device == "cpu" else None
+    return {"cpu": cpu, "cuda": triton}.get(device)
 
 
 @functools.cache
-def _say_once(message: str) -> None:
-    logger.warning(message)
+def _say_once(level: int, message: str) -> None:
+    logger.log(level, message)

@@ -3,12 +3,13 @@
 The kernel has a plain C interface and is built by calling the compiler on that one file, which
 takes a second or two; torch's extension tools would add ninja, torch's headers and half a minute,
 and bind the result to one release of torch. It shares torch's OpenMP threads. Builds are kept in
-the user's cache folder. Where there is no compiler, or for what the kernel cannot take, the eager
-engine steps in; if `fused=True` asked for this one, that is said once.
+the user's cache folder. Where there is no compiler or it fails, and for what the kernel cannot
+take, the eager engine steps in; if `fused=True` asked for this one, that is said once.
 """
 
 from __future__ import annotations
 
+import array
 import ctypes
 import functools
 import hashlib
@@ -27,11 +28,12 @@ from torch import Tensor
 from sagelr import bases
 from sagelr.engines import eager
 from sagelr.engines.plan import DECAYS, Place, Plan, State
-from sagelr.state import formats
+from sagelr.state import codes, formats
 
 logger = logging.getLogger("sagelr")
 
 SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
+HEADER = Path(__file__).with_name("cpu_state.h")
 # No -ffast-math: it would flush small floats to zero in the whole process, and sensitivities are
 # small. What is allowed: sqrt need not set errno, and comparisons may be made early.
 FLAGS = (
@@ -78,7 +80,7 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
     other = {type(param) for param in params} - {Tensor, torch.nn.Parameter}
     if other:
         return f"a parameter is a {other.pop().__name__}"
-    return None if compiler() else "there is no C++ compiler (g++ or clang++; or set CXX)"
+    return _missing(_kind(plan, dtype))
 
 
 def update(
@@ -89,12 +91,7 @@ def update(
     places: Sequence[Place],
 ) -> None:
     """Take one step on every parameter, in place; all on the CPU and of one dtype."""
-    # The kernel walks memory in order. State lies as its parameter does (zeros_like).
-    apart = [
-        i
-        for i, (param, grad) in enumerate(zip(params, grads, strict=True))
-        if not (param.is_contiguous() and grad.is_contiguous())
-    ]
+    apart = _apart(plan, params, grads, places)
     if apart:
         _eagerly(apart, plan, params, grads, state, places)
         kept = sorted(set(range(len(params))) - set(apart))
@@ -103,16 +100,48 @@ def update(
         places = [places[i] for i in kept]
     if not params:
         return
-    table: list[int] = []
+    # An array takes numbers from map without a Python loop: with thousands of tensors, filling the
+    # table is most of what a step costs outside the kernel.
+    table = array.array("q")
+    nothing = bytes(table.itemsize * len(params))
     for column in _columns(plan, params, grads, state):
-        pointers = [tensor.data_ptr() for tensor in column] if column else [0] * len(params)
-        table.extend(pointers)
-    table.extend(param.numel() for param in params)
-    table.extend(param.shape[1:].numel() if plan.coded else 0 for param in params)
+        if column is None:
+            table.frombytes(nothing)
+        else:
+            table.extend(map(Tensor.data_ptr, column))
+    table.extend(map(Tensor.numel, params))
+    if plan.coded:
+        table.extend(param.shape[1:].numel() for param in params)
+    else:
+        table.frombytes(nothing)
     table.extend(place.parameter for place in places)
     table.extend(place.offset for place in places)
+    address, _ = table.buffer_info()
     kernel = _kernel(_kind(plan, params[0].dtype))
-    kernel(ctypes.byref(_options(plan)), (ctypes.c_int64 * len(table))(*table), len(params))
+    kernel(ctypes.byref(_options(plan)), address, len(params))
+
+
+def _apart(
+    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], places: Sequence[Place]
+) -> list[int]:
+    """Which of them the kernel cannot take."""
+    # It walks memory in order. State lies as its parameter does (zeros_like).
+    if all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, grads)):
+        apart = set[int]()
+    else:
+        apart = {
+            i
+            for i, (param, grad) in enumerate(zip(params, grads, strict=True))
+            if not (param.is_contiguous() and grad.is_contiguous())
+        }
+    if plan.coded:
+        # It takes a row of codes with one key of the random bits, which changes at 2^32 elements.
+        apart |= {
+            i
+            for i, (param, place) in enumerate(zip(params, places, strict=True))
+            if place.offset + param.numel() > 1 << 32 and param.shape[1:].numel() % codes.BLOCK
+        }
+    return sorted(apart)
 
 
 def _eagerly(
@@ -176,8 +205,8 @@ def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
     stored = []
     for name in _averages(plan):
         how = plan.storage(name) if name else formats.WIDE
-        codes = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
-        stored.append(codes[how.dtype])
+        kinds = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
+        stored.append(kinds[how.dtype])
     return (
         ("BASE", base),
         ("SAGE", int(plan.sage)),
@@ -212,10 +241,23 @@ def cache_folder() -> Path:
 
 
 @functools.cache
+def _missing(kind: tuple[tuple[str, int], ...]) -> str | None:
+    """Why there is no kernel of a kind; None if there is, made now if need be."""
+    if not compiler():
+        return "there is no C++ compiler (g++ or clang++; or set CXX)"
+    try:
+        _kernel(kind)
+    except (OSError, RuntimeError) as error:
+        logger.warning("the fused CPU step cannot be had, the eager one is taken: %s", error)
+        return "building it failed, as was told"
+    return None
+
+
+@functools.cache
 def _kernel(kind: tuple[tuple[str, int], ...]) -> Callable[..., None]:
     library = ctypes.CDLL(str(_build(kind)))
     step = library.sagelr_step
-    step.argtypes = (ctypes.POINTER(_Options), ctypes.POINTER(ctypes.c_int64), ctypes.c_int64)
+    step.argtypes = (ctypes.POINTER(_Options), ctypes.c_void_p, ctypes.c_int64)
     step.restype = None
     return step
 
@@ -229,22 +271,28 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
     cxx = compiler()
     assert cxx is not None
     defines = [f"-D{name}={value}" for name, value in kind]
-    recipe = (SOURCE.read_text(), cxx, _version(cxx), _processor(), *FLAGS, *defines)
+    recipe = (
+        SOURCE.read_text(),
+        HEADER.read_text(),
+        cxx,
+        _version(cxx),
+        _processor(),
+        *FLAGS,
+        *defines,
+    )
     digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:20]
     folder = cache_folder()
     target = folder / f"step-{digest}.so"
     if target.exists():
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        folder = Path(tempfile.mkdtemp(prefix="sagelr-"))
-        logger.warning("cannot keep compiled kernels in %s (%s); using %s", target, error, folder)
-        target = folder / target.name
-    logger.info("compiling the fused CPU step into %s", target)
     # Another process may build the same: each writes its own file, and the last rename wins.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
-        scratch = Path(file.name)
+    try:
+        scratch = _new_file(folder)
+    except OSError as error:
+        kept = Path(tempfile.mkdtemp(prefix="sagelr-"))
+        logger.warning("cannot keep compiled kernels in %s (%s); using %s", folder, error, kept)
+        scratch, target = _new_file(kept), kept / target.name
+    logger.info("compiling the fused CPU step into %s", target)
     command = [cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -252,6 +300,12 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[:2000]}")
     scratch.replace(target)
     return target
+
+
+def _new_file(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
+        return Path(file.name)
 
 
 @functools.cache

@@ -8,6 +8,7 @@
 //   FIRST, SECOND, SENSITIVITY   how an average is stored:
 //                0 as arithmetic, 1 bfloat16 to nearest, 2 bfloat16 by chance, 3 eight-bit codes
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,193 +16,16 @@
 
 #include <omp.h>
 
+#include "cpu_state.h"
+
 namespace {
 
-enum { WIDE = 0, NEAREST = 1, CHANCE = 2, CODES = 3 };
 enum { ADAMW = 0, ADAMAX = 1, SGD_MOMENTUM = 2, SGD_PLAIN = 3 };
-
-#if PARAM == 1
-using real = double;
-#else
-using real = float;
-#endif
 
 constexpr bool kCodes = FIRST == CODES || SECOND == CODES || SENSITIVITY == CODES;
 constexpr bool kHasFirst = BASE != SGD_PLAIN;
 constexpr bool kHasSecond = BASE == ADAMW || BASE == ADAMAX;
-constexpr int64_t kBlock = 32;        // elements that share a scale
-constexpr int64_t kTile = 512;        // elements whose codes are decoded at a time
-constexpr int64_t kChunk = 1 << 14;   // elements a thread takes at a time
-constexpr int kDropped = 20;          // bits of an fp32 mantissa that a code drops
-
-// Random bits: the hash and the keys of state/rounding.py.
-
-inline uint32_t mix(uint32_t x, uint32_t middle) {
-  x ^= x >> 16;
-  x *= 0x7FEB352Du;
-  x ^= x >> 15;
-  x += middle;
-  x *= 0x846CA68Bu;
-  x ^= x >> 16;
-  return x;
-}
-
-struct Keys {
-  uint32_t first, second;
-  Keys(uint32_t seed, uint32_t step, uint32_t parameter, uint32_t stream, uint32_t high) {
-    uint32_t key = mix(mix(seed + 0x9E3779B9u, 0) ^ step, 0);
-    key = mix(key ^ (parameter * 8 + stream), 0);
-    first = mix(key ^ high, 0);
-    second = mix(first ^ 0x9E3779B9u, 0);
-  }
-  uint32_t bits(uint32_t low) const { return mix(low ^ first, second); }
-};
-
-// Bits of floats.
-
-inline uint32_t pattern(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-inline float number(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-inline float from_bfloat16(uint16_t x) { return number(uint32_t(x) << 16); }
-
-// Infinities and NaN come through as they are: adding to the lower half carries into the upper one
-// only where the lower half is not zero.
-inline uint16_t to_bfloat16(float x) {
-  const uint32_t bits = pattern(x);
-  return uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
-
-inline uint16_t to_bfloat16(float x, uint32_t chance) {
-  return uint16_t((pattern(x) + (chance >> 16)) >> 16);
-}
-
-// Eight-bit codes: state/codes.py.
-
-template <bool Signed>
-struct Codes {
-  static constexpr int32_t kLevels = Signed ? 127 : 255;
-  static constexpr int32_t kLowest = (127 << 3) - kLevels;
-  // What a signed value is moved by, so that the grid is even around zero.
-  static float shift() { return Signed ? number(uint32_t(kLowest) << kDropped) : 0.0f; }
-
-  static float decode(uint8_t code, float scale) {
-    const uint32_t level = Signed ? (code & 0x7Fu) : code;
-    const float x = (number((level + kLowest) << kDropped) - shift()) * scale;
-    if (!Signed) return level ? x : 0.0f;
-    return number(pattern(x) | (uint32_t(code & 0x80u) << 24));
-  }
-
-  static uint8_t encode(float x, float inverse, uint32_t noise) {
-    const float scaled = x * inverse;
-    const float size = std::fabs(scaled) + shift();
-    int32_t level = int32_t((pattern(size) + noise) >> kDropped) - kLowest;
-    level = level > kLevels ? kLevels : level;
-    if (!Signed) {  // only zero is zero
-      level = level < 1 ? 1 : level;
-      return uint8_t(scaled > 0 ? level : 0);
-    }
-    return uint8_t(uint32_t(level) | ((pattern(scaled) >> 24) & 0x80u));
-  }
-};
-
-// The part of an element's random bits that rounds one of its three averages.
-template <int At, int Width>
-inline uint32_t noise(uint32_t bits) {
-  return (((bits >> At) & ((1u << Width) - 1)) << (kDropped - Width)) | (1u << (kDropped - 1 - Width));
-}
-
-inline float scale_of(uint8_t scale) { return number(uint32_t(scale) << 23); }
-inline float inverse_of(uint8_t scale) { return number(uint32_t(254 - scale) << 23); }
-
-inline uint8_t scale_for(uint32_t largest) {
-  const uint32_t exponent = (largest >> 23) + 1;
-  return uint8_t(exponent > 253 ? 253 : exponent);
-}
-
-// One average in memory.
-
-// With codes, a tile of it is decoded before the step and encoded after; `held` is the tile.
-template <int Storage, bool Signed, bool Positive, int At, int Width>
-struct Average {
-  void* values;
-  uint8_t* scales;
-  float* held;
-
-  real load(int64_t i, int64_t in_tile) const {
-    if constexpr (Storage == WIDE) return static_cast<const real*>(values)[i];
-    else if constexpr (Storage == CODES) return held[in_tile];
-    else return from_bfloat16(static_cast<const uint16_t*>(values)[i]);
-  }
-
-  void store(int64_t i, int64_t in_tile, real x, uint32_t bits) const {
-    if constexpr (Storage == WIDE) static_cast<real*>(values)[i] = x;
-    else if constexpr (Storage == CODES) held[in_tile] = float(x);
-    else {
-      uint16_t rounded = Storage == CHANCE ? to_bfloat16(float(x), bits) : to_bfloat16(float(x));
-      if (Positive) {  // nothing above zero becomes zero
-        const uint16_t least = uint16_t(pattern(float(x)) != 0);
-        rounded = rounded > least ? rounded : least;
-      }
-      static_cast<uint16_t*>(values)[i] = rounded;
-    }
-  }
-
-  void decode(int64_t begin, int64_t count, int64_t block) const {
-    if constexpr (Storage == CODES) {
-      for (int64_t at = 0; at < count; at += kBlock, ++block) {
-        const uint8_t* codes = static_cast<const uint8_t*>(values) + begin + at;
-        // A full block has a length that the compiler knows.
-        if (count - at >= kBlock) decode_block(codes, held + at, scales[block], kBlock);
-        else decode_block(codes, held + at, scales[block], count - at);
-      }
-    }
-  }
-
-  void encode(int64_t begin, int64_t count, int64_t block, const uint32_t* bits) const {
-    if constexpr (Storage == CODES) {
-      for (int64_t at = 0; at < count; at += kBlock, ++block) {
-        uint8_t* codes = static_cast<uint8_t*>(values) + begin + at;
-        if (count - at >= kBlock)
-          scales[block] = encode_block(codes, held + at, bits + at, kBlock);
-        else
-          scales[block] = encode_block(codes, held + at, bits + at, count - at);
-      }
-    }
-  }
-
- private:
-  static inline __attribute__((always_inline)) void decode_block(
-      const uint8_t* codes, float* into, uint8_t scale, int64_t count) {
-    const float factor = scale_of(scale);
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) into[i] = Codes<Signed>::decode(codes[i], factor);
-  }
-
-  static inline __attribute__((always_inline)) uint8_t encode_block(
-      uint8_t* codes, const float* from, const uint32_t* bits, int64_t count) {
-    uint32_t largest = 0;  // floats above zero are in the order of their bits
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t size = pattern(from[i]) & 0x7FFFFFFFu;
-      largest = size > largest ? size : largest;
-    }
-    const uint8_t scale = scale_for(largest);
-    const float inverse = inverse_of(scale);
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i)
-      codes[i] = Codes<Signed>::encode(from[i], inverse, noise<At, Width>(bits[i]));
-    return scale;
-  }
-};
+constexpr int64_t kChunk = 1 << 14;  // elements a thread takes at a time
 
 using First = Average<FIRST, true, false, 0, 10>;
 using Sensitivity = Average<SENSITIVITY, false, true, 10, 10>;
@@ -268,9 +92,10 @@ Factors factors(const Options& o, Tensor& t) {
   if (SAGE) {
     const double count = *t.sensitivity_step += 1;
     f.share0 = 1 - o.beta0;
-    // The multiplier's two sides are scaled up alike by a power of two, so that its denominator
-    // times the base's stays far from the smallest float and one division serves for both.
-    f.sharpen = std::exp2(std::fmin(60.0, std::fmax(0.0, -std::floor(std::log2(o.sage_eps)))));
+    // One division serves for r and d. Its divisor, at least ε times what d is divided by, must not
+    // come near the smallest float: where ε and eps are that small, I, Ī and ε are all scaled up.
+    const double least = o.sage_eps * (kHasSecond ? std::fmax(o.eps, 1e-22) : 1);
+    f.sharpen = std::exp2(std::fmin(60, std::fmax(0, std::ceil(-100 - std::log2(least)))));
     const double correction = o.sage_bias_correction ? 1 - std::pow(o.beta0, count) : 1;
     f.correct = f.sharpen / correction;
     f.sage_eps = o.sage_eps * double(f.sharpen);
@@ -297,7 +122,9 @@ inline void run(const Factors& factors, const Tensor& t, const Streams& streams,
   const Streams keys = streams;
   stored* const param = static_cast<stored*>(t.param);
   const stored* const grad = static_cast<const stored*>(t.grad);
-  constexpr int64_t room = kCodes ? kTile : 1;
+  // Not 4 KiB apart: a load that follows a store waits for it where the lower 12 bits of their
+  // addresses agree.
+  constexpr int64_t room = kCodes ? kTile + kTile / 4 : 1;
   alignas(64) float held_first[room], held_second[room], held_sensitivity[room];
   alignas(64) uint32_t bits[room];
   const First first{t.first, t.first_scale, held_first};
@@ -313,16 +140,18 @@ inline void run(const Factors& factors, const Tensor& t, const Streams& streams,
   for (int64_t j = 0; j < count; ++j) {
     const int64_t i = begin + j;
     const uint32_t here = low + uint32_t(j);
+    // Every load before the first store, for the same reason: large tensors begin on pages.
     real theta = load_param(param, i);
     real g = load_param(grad, i) * f.sign;
+    real smoothed = SAGE ? sensitivity.load(i, j) : 0;
+    real average = kHasFirst ? first.load(i, j) : 0;
+    real size = kHasSecond ? second.load(i, j) : 0;
 
-    // r = above / below, and the base's direction d = top / bottom: one division for both.
-    real above = 1, below = 1, top = g, bottom = 1;
+    // r = above / below, and the base's direction d = top / bottom.
+    real above = 1, below = 1, top, bottom = 1;
     if (SAGE) {
       const real sense = std::fabs(theta * g);
-      real smoothed = sensitivity.load(i, j);
       smoothed += f.share0 * (sense - smoothed);
-      sensitivity.store(i, j, smoothed, keys.sensitivity.bits(here));
       const real corrected = smoothed * f.correct;
       above = std::fabs(sense * f.sharpen - corrected) + f.sage_eps;
       below = corrected + f.sage_eps;
@@ -331,23 +160,25 @@ inline void run(const Factors& factors, const Tensor& t, const Streams& streams,
     g += f.l2 * theta;
     top = g;
     if (kHasFirst) {
-      real average = first.load(i, j);
       if (BASE == SGD_MOMENTUM) average = f.momentum * average + f.share * g;
       else average += f.share1 * (g - average);
-      first.store(i, j, average, keys.first.bits(here));
       top = BASE == SGD_MOMENTUM ? f.ahead * g + f.along * average : average * f.inverse1;
     }
     if (kHasSecond) {
-      real size = second.load(i, j);
       const real now = std::fabs(g) + f.eps, decayed = f.beta2 * size;
       if (BASE == ADAMW) size = decayed + f.share2 * (g * g);
       else size = decayed > now ? decayed : now;
-      second.store(i, j, size, keys.second.bits(here));
       bottom = BASE == ADAMW ? std::sqrt(size) * f.inverse_root2 + f.eps : size;
     }
 
     top += f.scaled * theta * bottom;
-    theta = theta * f.keep - f.lr * ((above * top) / (below * bottom));
+    const real step = SAGE ? top * (above / (below * bottom)) : top / bottom;
+    theta = theta * f.keep - f.lr * step;
+
+    if (SAGE) sensitivity.store(i, j, smoothed, keys.sensitivity.bits(here));
+    if (kHasFirst) first.store(i, j, average, keys.first.bits(here));
+    if (kHasSecond) second.store(i, j, size, keys.second.bits(here));
+    if (kCodes) bits[j] = keys.codes.bits(here);
 #if PARAM == 2
     param[i] = PARAM_CHANCE ? to_bfloat16(theta, keys.param.bits(here)) : to_bfloat16(theta);
 #else
@@ -355,13 +186,9 @@ inline void run(const Factors& factors, const Tensor& t, const Streams& streams,
 #endif
   }
 
-  if (kCodes) {
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) bits[j] = keys.codes.bits(low + uint32_t(j));
-    first.encode(begin, count, block, bits);
-    second.encode(begin, count, block, bits);
-    if (SAGE) sensitivity.encode(begin, count, block, bits);
-  }
+  first.encode(begin, count, block, bits);
+  second.encode(begin, count, block, bits);
+  if (SAGE) sensitivity.encode(begin, count, block, bits);
 }
 
 struct Chunk {
@@ -385,24 +212,19 @@ extern "C" void sagelr_step(const Options* options, const int64_t* table, int64_
   for (int64_t t = 0; t < n; ++t) {
     all[t] = factors(o, tensors[t]);
     const int64_t count = tensors[t].count;
-    // A chunk begins a row where there are codes, and none crosses 2^32 elements of the whole
-    // parameter, where the keys of the random bits change.
-    const int64_t width = kCodes ? tensors[t].width : count;
-    const int64_t rows = width ? count / width : 0;
-    const int64_t rows_at_once = kCodes ? (kChunk + width - 1) / (width ? width : 1) : 1;
-    for (int64_t row = 0; row < rows; row += rows_at_once) {
-      const int64_t stop = (row + rows_at_once < rows ? row + rows_at_once : rows) * width;
-      int64_t begin = row * width;
-      while (begin < stop) {
-        int64_t end = kCodes ? stop : (begin + kChunk < stop ? begin + kChunk : stop);
-        if (!kCodes) {
-          const int64_t boundary =
-              (((tensors[t].offset + begin) >> 32) + 1 << 32) - tensors[t].offset;
-          end = end < boundary ? end : boundary;
-        }
-        chunks.push_back({t, begin, end});
-        begin = end;
+    int64_t& width = tensors[t].width;
+    // Where rows are whole blocks, or there are none, a tensor is one long row.
+    const bool flat = !kCodes || width % kBlock == 0;
+    if (flat) width = count;
+    const int64_t most = flat ? kChunk : (kChunk + width - 1) / width * width;
+    for (int64_t begin = 0; begin < count;) {
+      int64_t end = std::min(begin + most, count);
+      if (flat) {  // no chunk crosses 2^32 elements of the whole parameter, where keys change
+        const int64_t next = (((tensors[t].offset + begin) >> 32) + 1) << 32;
+        end = std::min(end, next - tensors[t].offset);
       }
+      chunks.push_back({t, begin, end});
+      begin = end;
     }
   }
   const int64_t total = int64_t(chunks.size());
@@ -411,21 +233,17 @@ extern "C" void sagelr_step(const Options* options, const int64_t* table, int64_
     const Chunk& chunk = chunks[c];
     const Tensor& t = tensors[chunk.tensor];
     const Factors& f = all[chunk.tensor];
-    uint32_t high = uint32_t(uint64_t(t.offset + chunk.begin) >> 32);
-    Streams keys(o, f, t, high);
+    const Streams keys(o, f, t, uint32_t(uint64_t(t.offset + chunk.begin) >> 32));
     if (!kCodes) {
       run(f, t, keys, chunk.begin, chunk.end - chunk.begin, 0);
       continue;
     }
     const int64_t per_row = (t.width + kBlock - 1) / kBlock;
-    for (int64_t row = chunk.begin / t.width; row * t.width < chunk.end; ++row) {
-      for (int64_t at = 0; at < t.width; at += kTile) {
-        const int64_t begin = row * t.width + at;
-        const uint32_t above = uint32_t(uint64_t(t.offset + begin) >> 32);
-        if (above != high) keys = Streams(o, f, t, high = above);
-        run(f, t, keys, begin, at + kTile < t.width ? kTile : t.width - at,
-            row * per_row + at / kBlock);
-      }
+    for (int64_t begin = chunk.begin; begin < chunk.end;) {  // a tile ends where its row does
+      const int64_t row = begin / t.width, column = begin % t.width;
+      const int64_t count = std::min({kTile, t.width - column, chunk.end - begin});
+      run(f, t, keys, begin, count, row * per_row + column / kBlock);
+      begin += count;
     }
   }
 }

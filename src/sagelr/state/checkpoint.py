@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sagelr.state import formats
+
 COUNTS = ("step", "sensitivity_step")
 # How a step is executed is for the machine at hand, not for the one that saved.
 EXECUTION = ("foreach", "fused", "capturable", "differentiable", "state_format")
@@ -36,13 +38,15 @@ def load(
         counts: step counts kept by this package; others stay as torch loads them.
 
     Raises:
-        ValueError: the state was saved with amsgrad, or the groups do not match.
+        ValueError: the state was saved with amsgrad, its codes were cast on the way, or the groups
+            do not match.
     """
     seen: dict[str, Any] = {}
 
     def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
         # Registered last, so that it sees what the user's own hooks made of the file.
         _refuse_amsgrad(optimizer, incoming)
+        _refuse_cast(optimizer, incoming)
         seen.update(_with_options(optimizer, incoming))
         return seen
 
@@ -70,6 +74,27 @@ def _refuse_amsgrad(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
             "have: its denominator would be another from here on. Start afresh from the model's "
             "weights, or go on with torch's optimizer."
         )
+
+
+def _refuse_cast(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
+    """Refuse codes that were taken for numbers, or numbers for codes.
+
+    Where state is sharded, torch copies what was saved into the tensors that the optimizer has, and
+    casts without a word. That is a conversion between formats only where neither has codes.
+    """
+    for saved, own in zip(incoming["param_groups"], optimizer.param_groups, strict=False):
+        saved_as, wanted = saved.get("state_format"), own.get("state_format")
+        for key, param in zip(saved["params"], own["params"], strict=False):
+            coded = formats.is_coded(str(saved_as), param)
+            for name, value in incoming["state"].get(key, {}).items():
+                average = isinstance(value, Tensor) and value.ndim and formats.SCALE not in name
+                if saved_as and average and coded != (value.dtype == torch.uint8):
+                    raise ValueError(
+                        f"This state was saved with state_format={saved_as!r}, and torch, filling "
+                        f"sharded state of {wanted!r} with it, has cast {name} to {value.dtype}, "
+                        "which means nothing. Make the optimizer with the format it was saved in; "
+                        "where nothing is sharded, state is converted."
+                    )
 
 
 def _with_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def encode(
     if signed:
         code = torch.where(torch.signbit(scaled), code | 128, code)
     else:
-        code = torch.where(scaled > 0, code, torch.zeros_like(code))
+        # Not scaled > 0: the least float beside a huge one is zero once it is scaled.
+        code = torch.where(values > 0, code, torch.zeros_like(code))
     return code.to(torch.uint8)
 
 

@@ -28,8 +28,9 @@ SECOND_MOMENTS = frozenset({"exp_avg_sq", "exp_inf"})
 SIGNED = frozenset({"exp_avg", "momentum_buffer"})
 SCALE = "_scale"  # after the name of an average: the scales of its codes
 
-# A bf16 average stalls where (1−β)·|x−m| < 2^−9·m. At β = 0.95 that is within 4% of x, as close as
-# a noisy gradient needs; beyond it, chance takes over.
+# A bf16 average m of x stalls where (1−β)·|x−m| is under half a step of its grid, 2^−9 to 2^−8 of
+# m. At β = 0.95 that is within 4 to 8% of x if x never varies, and of no account in the noise of a
+# gradient; beyond it, chance takes over.
 LONG_MEMORY = 0.95
 # What an 8-bit format saves on fewer is not worth their precision.
 SMALLEST_CODED = 4096

@@ -6,6 +6,7 @@ local shards of parameter, gradient and state are taken out once, and the engine
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -68,18 +69,24 @@ def offset(name: str, param: Tensor, label: str) -> int:
     if not is_dtensor(param):
         return 0
     sharded: Any = param
-    if any(p.is_shard() and p.dim != 0 for p in sharded.placements):
+    # Not is_shard(), which is False for the strided shards of FSDP2 over tensor parallelism.
+    if any(getattr(placement, "dim", 0) != 0 for placement in sharded.placements):
         raise RuntimeError(
             f"{name}: {label} is sharded as {sharded.placements}. State formats and rounding by "
             "chance need shards on dimension 0. Use state_format='float32' with "
             "rounding='nearest', or shard on dimension 0."
         )
+    return _first_row(sharded.shape, sharded.device_mesh, sharded.placements) * (
+        sharded.shape[1:].numel()
+    )
+
+
+@functools.lru_cache(maxsize=4096)  # torch makes a list of all rows, at every step
+def _first_row(shape: torch.Size, mesh: Any, placements: tuple[Any, ...]) -> int:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    _, offsets = compute_local_shape_and_global_offset(
-        sharded.shape, sharded.device_mesh, sharded.placements
-    )
-    return offsets[0] * sharded.shape[1:].numel() if offsets else 0
+    _, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return offsets[0] if offsets else 0
 
 
 def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:

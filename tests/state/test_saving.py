@@ -1,0 +1,168 @@
+"""State in low formats through files and back, bit for bit, and from one format to another."""
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from sagelr import SageAdamW, SageSGD
+from sagelr.state import codes, formats
+
+SHAPES = [(64, 70), (65,), (4097,), (130, 32), (3, 4)]
+
+
+def net(draw, dtype: torch.dtype = torch.float32) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(draw(*shape).to(dtype)) for shape in SHAPES)
+
+
+def make(cls: type, model: nn.Module, state_format: str, **options: Any) -> torch.optim.Optimizer:
+    own = {"momentum": 0.97} if cls is SageSGD else {}
+    return cls(model.parameters(), lr=1e-2, state_format=state_format, **own, **options)
+
+
+def gradients(draw, model: nn.Module) -> list[Tensor]:
+    return [draw(*p.shape).to(p.dtype) for p in model.parameters()]
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, grads: list[Tensor]) -> None:
+    for param, grad in zip(model.parameters(), grads, strict=True):
+        param.grad = grad.clone()
+    optimizer.step()
+
+
+def assert_same(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> None:
+    ours, theirs = a.state_dict()["state"], b.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    for key, state in ours.items():
+        assert state.keys() == theirs[key].keys()
+        for name, value in state.items():
+            other = theirs[key][name]
+            assert value.dtype == other.dtype
+            assert torch.equal(value, other), name
+
+
+# -- through files ---------------------------------------------------------------------------------
+
+
+def through_torch(optimizer: Any, model: nn.Module, folder: Path) -> Any:
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def through_safetensors(optimizer: Any, model: nn.Module, folder: Path) -> Any:
+    """Flat tensors in one file, as its format wants them; groups go beside it."""
+    saved = optimizer.state_dict()
+    flat = {f"{i}.{name}": t for i, own in saved["state"].items() for name, t in own.items()}
+    safetensors.torch.save_file(flat, folder / "state.safetensors")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in safetensors.torch.load_file(folder / "state.safetensors").items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": copy.deepcopy(saved["param_groups"])}
+
+
+@pytest.mark.parametrize("through", [through_torch, through_safetensors])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_saved_loaded_and_gone_on_is_bit_identical(kind, dtype, through, engine, draw, tmp_path):
+    cls, state_format = kind
+    model = net(draw, dtype)
+    options = {"rounding": "stochastic", **engine}
+    optimizer = make(cls, model, state_format, **options)
+    for _ in range(3):
+        step(model, optimizer, gradients(draw, model))
+    again = copy.deepcopy(model)
+    resumed = make(cls, again, state_format, **options)
+    resumed.load_state_dict(through(optimizer, model, tmp_path))
+    assert_same(optimizer, resumed)
+    for _ in range(2):
+        grads = gradients(draw, model)
+        step(model, optimizer, grads)
+        step(again, resumed, grads)
+    assert_same(optimizer, resumed)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.distributed, that there are no other processes
+def test_a_distributed_checkpoint_is_bit_identical(kind, draw, tmp_path):
+    cls, state_format = kind
+    model = net(draw)
+    optimizer = make(cls, model, state_format)
+    for _ in range(3):
+        step(model, optimizer, gradients(draw, model))
+    saved = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"optimizer": saved}, checkpoint_id=tmp_path / "at", no_dist=True)
+
+    again = copy.deepcopy(model)
+    resumed = make(cls, again, state_format)
+    into = {"optimizer": get_optimizer_state_dict(again, resumed)}
+    dcp.load(into, checkpoint_id=tmp_path / "at", no_dist=True)
+    set_optimizer_state_dict(again, resumed, into["optimizer"])
+    assert_same(optimizer, resumed)
+    grads = gradients(draw, model)
+    step(model, optimizer, grads)
+    step(again, resumed, grads)
+    assert_same(optimizer, resumed)
+
+
+# -- from one format to another --------------------------------------------------------------------
+
+BOTH = [(a, b) for a in formats.STATE_FORMATS for b in formats.STATE_FORMATS if a != b]
+
+
+@pytest.mark.parametrize(("saved_in", "loaded_in"), BOTH)
+def test_a_state_of_another_format_is_converted(saved_in, loaded_in, draw):
+    model = net(draw)
+    optimizer = make(SageAdamW, model, saved_in)
+    for _ in range(4):
+        step(model, optimizer, gradients(draw, model))
+    again = copy.deepcopy(model)
+    other = make(SageAdamW, again, loaded_in)
+    other.load_state_dict(optimizer.state_dict())
+    fresh = make(SageAdamW, copy.deepcopy(model), loaded_in)
+    for _ in range(4):
+        step(nn.ParameterList(fresh.param_groups[0]["params"]), fresh, gradients(draw, model))
+    for i, param in enumerate(again.parameters()):
+        ours, theirs = optimizer.state[model[i]], other.state[param]
+        made = fresh.state[fresh.param_groups[0]["params"][i]]
+        assert {k: (v.dtype, v.shape) for k, v in theirs.items()} == {
+            k: (v.dtype, v.shape) for k, v in made.items()
+        }
+        assert theirs["step"] == ours["step"] == 4
+        for name in ("exp_avg", "exp_avg_sq", "exp_avg_sensitivity"):
+            before = formats.read(ours, name, torch.float32)
+            after = formats.read(theirs, name, torch.float32)
+            kept = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.uint8: 2.0**-4}
+            # The grid of the signed codes is even next to zero.
+            finest = 2.0**-18 * before.abs().max() if theirs[name].dtype == torch.uint8 else 0
+            assert (
+                (after - before).abs() <= kept[theirs[name].dtype] * before.abs() + finest
+            ).all()
+            assert torch.equal(after > 0, before > 0) or name == "exp_avg"
+    step(again, other, gradients(draw, model))  # and goes on
+
+
+def test_a_state_of_torchs_is_taken_into_a_low_format(draw):
+    model = net(draw)
+    theirs = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    step(model, theirs, gradients(draw, model))
+    ours = make(SageAdamW, model, "8bit")
+    ours.load_state_dict(theirs.state_dict())
+    step(model, ours, gradients(draw, model))
+    state = ours.state[model[0]]
+    assert state["exp_avg_sq"].dtype == torch.uint8
+    assert state["exp_avg_sq_scale"].shape == codes.blocks(model[0].shape)
+    assert state["step"] == 2
+    assert state["sensitivity_step"] == 1
