@@ -71,6 +71,16 @@ def test_a_study_that_lacks_something_is_refused_by_name(study):
         read(document)
 
 
+def test_a_runs_audit_is_checked_as_well(study, run_audit):
+    document = study()
+    run = next(run for run in document["runs"] if run["stage"] == "report")
+    run["audit"] = run_audit(0)
+    assert read(document).results is document
+    del run["audit"]["curves"][0]["points"]
+    with pytest.raises(SagelrError, match=rf"{run['key']}.* not whole: curves\[0\]\.points"):
+        read(document)
+
+
 def test_real_documents_fit_the_shapes(study, audit, run_audit):
     assert shape.fault(study(), shape.RESULTS) is None
     assert shape.fault(audit, shape.AUDIT) is None

@@ -42,6 +42,7 @@ SUMMARY = SPREAD | {
     "loss": NUMBER,
     "layers": [{"name": str, "kind": str, "sensitivity": NUMBER}],
     "histogram": HISTOGRAM,
+    "split": str,
     "curves": [CURVE],
 }
 

@@ -83,6 +83,9 @@ def _add(found: Found, document: Document, name: str) -> None:
         if found.results is not None:
             raise UsageError(f"{name} is a second study; a page shows one. Render a page for each.")
         _check(document, shape.RESULTS, name)
+        for run in document["runs"]:
+            if run.get("audit"):
+                _whole(run["audit"], shape.SUMMARY, f"The audit of {run['key']} in {name}")
         found.results = document
     else:
         raise UsageError(f"{name} holds neither the results of a study nor an audit. {GIVE}")

@@ -192,7 +192,8 @@ def _means(sides: Sequence[Side], id: str, what: str, how: str) -> Figure:
         x: list[float | None] = []
         half: list[float | None] = []
         for name in names:
-            values = [m[name] / per for m, per in zip(measured, pers, strict=True) if name in m]
+            pairs = zip(measured, pers, strict=True)
+            values = [found[name] / per for found, per in pairs if name in found and per > 0]
             x.append(mean(values))
             half.append(interval(values) or 0.0)
             seeds = max(seeds, len(values))
