@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from sagelr import rule
 from sagelr.engines.plan import compute_dtype
-from sagelr.state import formats
+from sagelr.state import shards
 
 
 def sensitivity(optimizer: Optimizer, param: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def observe(
     current = _sensitivity(param)
     state = optimizer.state.get(param, {})
     if "exp_avg_sensitivity" in state:
-        before = formats.read(state, "exp_avg_sensitivity", current.dtype)
+        before = shards.read(state, "exp_avg_sensitivity", current.dtype)
     else:
         before = torch.zeros_like(current)
     smoothed = rule.smooth(before, current, group["beta0"])

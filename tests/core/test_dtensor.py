@@ -5,6 +5,7 @@ This file is also the program those processes run: a task, the rank, how many th
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -264,25 +265,22 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def launch(task: Callable[[int, Path], None], world: int, folder: Path) -> None:
-    """Run a task in several processes; a failure is shown as the processes tell it."""
-    meeting = folder / f"{task.__name__}-{world}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, task.__name__, str(rank), str(world), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [process.communicate(timeout=600)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    meeting.unlink(missing_ok=True)
-    failed = [text for text, process in zip(said, processes, strict=True) if process.returncode]
-    assert not failed, "\n".join(failed)
+    """Run a task in several processes, until one fails or all are done."""
+    told = [folder / f"{task.__name__}-{world}-{rank}.log" for rank in range(world)]
+    processes = []
+    for rank, log in enumerate(told):
+        with log.open("w") as file:
+            command = [sys.executable, __file__, task.__name__, str(rank), str(world), str(folder)]
+            processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+    codes: list[int | None] = [None]
+    deadline = time.monotonic() + 600
+    while None in codes and not any(codes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        codes = [process.poll() for process in processes]
+    for process in processes:  # the others would wait for one that has failed
+        process.kill()
+        process.wait()
+    assert codes == [0] * world, "\n".join(log.read_text()[-5000:] for log in told)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -324,7 +322,6 @@ if __name__ == "__main__":
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/{name}-{world}", rank=rank, world_size=world
     )
-    {task.__name__: task for task in (compare, learn, refuse, save, load, convert)}[name](
-        rank, folder
-    )
+    tasks = {task.__name__: task for task in (compare, learn, refuse, save, load, convert)}
+    tasks[name](rank, folder)
     dist.destroy_process_group()

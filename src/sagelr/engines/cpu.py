@@ -100,6 +100,7 @@ def update(
         places = [places[i] for i in kept]
     if not params:
         return
+    torch.autograd.graph.increment_version(params)  # what torch cannot see from outside
     # An array takes numbers from map without a Python loop: with thousands of tensors, filling the
     # table is most of what a step costs outside the kernel.
     table = array.array("q")

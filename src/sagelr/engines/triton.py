@@ -6,7 +6,8 @@ which is made anew when one of them moves. What it cannot take goes to the forea
 For a CUDA graph take a step before the capture, as torch asks: it compiles the kernel.
 
 Tested in Triton's interpreter, and compiled for compute capabilities 8.0 and 9.0. It has not run on
-a GPU yet: `benchmarks/gpu.sh` is the command that checks it there, and times it.
+a GPU yet, so that graphs, streams and speed are untried: `benchmarks/gpu.sh` is the command that
+checks and times it there.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ TILE = 1024  # elements a program takes; not measured yet
 VECTOR = 16  # bytes a thread moves at once, and as many elements are whole vectors in any dtype
 OLDEST = (7, 0)  # the compute capability Triton needs
 
-_addresses = Tables(room=64)
-_chunks = Tables(room=64)
+# Gradients come back to the same few places; a table for each of those, in several groups.
+_addresses = Tables(room=32)
+_chunks = Tables(room=32)
 
 
 class _Row(NamedTuple):

@@ -126,7 +126,15 @@ def _restore(optimizer: Optimizer, incoming: Mapping[str, Any], counts: tuple[st
                 elif name in counts:
                     state[name] = count(value, param, bool(group.get("capturable")))
                 elif isinstance(value, Tensor) and name not in COUNTS:
-                    state[name] = value.detach().to(param.device, copy=True)
+                    state[name] = _placed(value, param)
+
+
+def _placed(value: Tensor, param: Tensor) -> Tensor:
+    """A copy where the parameter is, and in memory as it is: engines walk both side by side."""
+    plain = type(value) is Tensor and type(param) in (Tensor, torch.nn.Parameter)
+    if plain and value.shape == param.shape:
+        return torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value.detach().to(param.device, copy=True)
 
 
 def count(value: float | Tensor, param: Tensor, capturable: bool) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sagelr.state import codes
+from sagelr.state import codes, formats
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -28,6 +29,28 @@ def is_dtensor(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """The part of it that is on this device."""
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def read(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    """An average in the dtype of arithmetic, laid out as it is stored; see `formats.read`.
+
+    A DTensor's codes are decoded shard by shard, beside the scales of that shard.
+    """
+    stored = state[name]
+    if not is_dtensor(stored):
+        return formats.read(state, name, dtype)
+    from torch.distributed.tensor import DTensor
+
+    here = formats.read({key: local(value) for key, value in state.items()}, name, dtype)
+    layout: Any = stored
+    return DTensor.from_local(
+        here,
+        layout.device_mesh,
+        layout.placements,
+        run_check=False,
+        shape=layout.shape,
+        stride=layout.stride(),
+    )
 
 
 def local_grad(name: str, param: Tensor, grad: Tensor, label: str) -> Tensor:
