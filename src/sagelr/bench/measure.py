@@ -195,7 +195,7 @@ def _heat(
     compiling: dict[str, float | None],
     tell: Progress,
 ) -> Heat:
-    def give() -> None:  # some optimizers take the gradients away
+    def give() -> None:
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
 
@@ -206,6 +206,8 @@ def _heat(
         found.append(measured)
         try:
             step = _warm_up(measured, params, give, device)
+            if any(param.grad is None for param in params):
+                step = _giving(give, step)
             turns[contestant.name] = Turn(step, give)
             if contestant.compiles == "kernel":
                 measured.compiling = compiling.get(contestant.name)
@@ -262,3 +264,13 @@ def _warm_up(
     measured.state += second.kept
     measured.peak = measured.state + max(0, second.peak - second.kept)
     return made[0]
+
+
+def _giving(give: Callable[[], None], step: Step) -> Step:
+    """The step of an optimizer that takes the gradients away; a second in a row needs them."""
+
+    def call() -> None:
+        give()
+        step()
+
+    return call

@@ -32,7 +32,6 @@ def allocated(work: Callable[[], object], device: str) -> Allocated:
         work: what to do; what it returns is dropped.
         device: "cpu" or "cuda".
     """
-    gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -42,9 +41,15 @@ def allocated(work: Callable[[], object], device: str) -> Allocated:
         return Allocated(
             torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
         )
+    collecting = gc.isenabled()
+    gc.disable()  # what others left behind would be counted as freed
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it prints two lines
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            work()
+    finally:
+        if collecting:
+            gc.enable()
     profiler: Any = seen.profiler
     events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
     total = peak = 0

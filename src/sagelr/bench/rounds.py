@@ -78,10 +78,10 @@ def take_turns(
     order = random.Random(seed)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in turns}
     collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
     try:
         for number in range(rounds):
-            gc.collect()
-            gc.disable()
             names = [name for name in turns if _due(number, min(counts[name], rounds), rounds)]
             order.shuffle(names)
             for name in names:

@@ -28,8 +28,8 @@ LEGEND = (
 )
 
 
-def rows(suite: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of one table, the fastest first."""
+def rows(suite: Mapping[str, Any], *, spread: bool = True) -> list[list[str]]:
+    """The cells of one table, the fastest first, with or without quartiles."""
     measured = [each for each in suite["contestants"] if each["status"] == "measured"]
     measured.sort(key=lambda each: each["ratio"]["median"])
     bare = "GB/s" in headings(suite)
@@ -37,12 +37,12 @@ def rows(suite: Mapping[str, Any]) -> list[list[str]]:
     for each in measured:
         cells = [
             each["label"],
-            _spread(each["median_seconds"], each["quartiles_seconds"], 1e3),
-            _ratio(each["ratio"]),
+            _time(each, spread),
+            _ratio(each["ratio"], spread),
         ]
         if bare:
             cells += [
-                _ratio(each["ratio_to_base"]),
+                _ratio(each["ratio_to_base"], spread),
                 f"{each['state_bytes_a_parameter']:.2f}",
                 f"{each['peak_bytes_a_parameter']:.2f}",
                 "" if each["compile_seconds"] is None else f"{each['compile_seconds']:.1f}",
@@ -103,13 +103,13 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def rich(suite: Mapping[str, Any]) -> Table:
-    """One table for a terminal."""
+    """One table for a terminal, where there is no room for quartiles."""
     from rich.table import Table
 
     table = Table(title=title(suite), title_justify="left")
     for i, heading in enumerate(headings(suite)):
         table.add_column(heading, justify="right" if i else "left")
-    for cells in rows(suite):
+    for cells in rows(suite, spread=False):
         table.add_row(*cells)
     return table
 
@@ -118,9 +118,10 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(value: float, quartiles: list[float], scale: float) -> str:
-    low, high = (_digits(q * scale) for q in quartiles)
-    return f"{_digits(value * scale)} ({low} to {high})"
+def _time(entry: Mapping[str, Any], spread: bool) -> str:
+    low, high = (_digits(q * 1e3) for q in entry["quartiles_seconds"])
+    middle = _digits(entry["median_seconds"] * 1e3)
+    return f"{middle} ({low} to {high})" if spread else middle
 
 
 def _digits(value: float) -> str:
@@ -128,8 +129,9 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _ratio(found: Mapping[str, Any] | None) -> str:
+def _ratio(found: Mapping[str, Any] | None, spread: bool) -> str:
     if found is None:
         return ""
     low, high = found["quartiles"]
-    return f"{found['median']:.2f} ({low:.2f} to {high:.2f})"
+    middle = f"{found['median']:.2f}"
+    return f"{middle} ({low:.2f} to {high:.2f})" if spread else middle

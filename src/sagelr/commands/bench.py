@@ -52,7 +52,7 @@ def bench(
     import torch
 
     from sagelr.bench import document as found
-    from sagelr.bench import table
+    from sagelr.bench import peers, table
     from sagelr.bench.contestants import chosen, everyone
     from sagelr.bench.run import TRAINING, run
     from sagelr.bench.shapes import DEFAULTS, named
@@ -96,7 +96,7 @@ def bench(
             "created": started,
             "command": shlex.join(["sagelr", *sys.argv[1:]]),
             "machine": machine("cpu" if device == "cpu" else "auto"),
-            "versions": versions(),
+            "versions": versions() | peers.versions(),
             "device": device,
             "threads": threads or usual,
             "rounds": rounds,
