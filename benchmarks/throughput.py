@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/throughput.py
 
 The same model (the packaged MiniLM, a classifier on top) on the same random tokens, in one process
-and one run: rounds of the plain Trainer, the base arm and the SAGE arm, one after the other. Time is
-taken between two steps of each training, past its start. Written are the medians and, as the median
-over the rounds, how much of the plain Trainer's speed each arm has.
+and one run: rounds of the plain Trainer, the base arm and the SAGE arm, one after the other. Time
+is taken between two steps of each training, past its start. Written are the medians and, as the
+median over the rounds, how much of the plain Trainer's speed each arm has.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def plain(task: Throughput, options: argparse.Namespace) -> float:
                 clock.look(state.global_step)
 
     args = TrainingArguments(
-        output_dir=str(options.out / "scratch"),
+        output_dir=tempfile.mkdtemp(prefix="sagelr-"),
         num_train_epochs=1,
         per_device_train_batch_size=options.batch,
         learning_rate=LR,
@@ -186,7 +187,7 @@ def ours(task: Throughput, arm: str, options: argparse.Namespace) -> float:
 
 def main() -> None:
     """Run the rounds and write what they took."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Speed of sagelr.train against the plain Trainer.")
     parser.add_argument("--steps", type=int, default=60, help="of each training; a multiple of 10")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
@@ -196,6 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     FAMILIES["throughput"] = f"{__name__}:Throughput"
     task = Throughput(Options(rows=options.steps * options.batch, length=options.length), None)
     ways: dict[str, Callable[[], float]] = {
