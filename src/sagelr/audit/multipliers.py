@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sensitivity import modes_kept
@@ -21,7 +21,7 @@ from sagelr.view import MultiplierRow, View, Viewer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BATCHES = 8
+STEPS = 8
 TOKEN_ROWS = 32  # of a batch, where a training counts its batches in tokens
 
 
@@ -30,8 +30,8 @@ def multipliers(
 ) -> list[MultiplierRow] | None:
     """Ī, U and multipliers by layer of the step that would follow a run's last.
 
-    Eight batches of the size that it was trained with stand for that step, one after another, with
-    dropout and clipping as in training. Nothing is changed.
+    Eight steps from the run's last weights and state stand for that one: with batches, smoothing of
+    labels, dropout and clipping as in training. Nothing is changed.
 
     Args:
         model: as trained.
@@ -58,21 +58,29 @@ def multipliers(
             f"{state} does not fit the run's optimizer: {' '.join(str(error).split())}. Move it "
             "away to audit the model without it."
         ) from error
-    viewer = Viewer(model, optimizer)
-    size = recipe.train.batch_size or TOKEN_ROWS
-    batches = TrainingBatches(task, size, BATCHES * size).on(model.device)
+    viewer, options = Viewer(model, optimizer), recipe.train
+    size, parts = options.batch_size or TOKEN_ROWS, options.accumulate
+    batches = TrainingBatches(task, size, STEPS * parts * size).on(model.device)
     views: list[View] = []
     with modes_kept(model), torch.random.fork_rng(), torch.enable_grad():
         model.train()
         torch.manual_seed(0)
-        for batch in islice(batches, BATCHES):
-            model(**batch).loss.backward()
-            if recipe.train.max_grad_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.train.max_grad_norm)
+        while step := list(islice(batches, parts)):
+            for batch in step:
+                (_loss(model, batch, options.label_smoothing) / len(step)).backward()
+            if options.max_grad_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
             if (view := viewer.look()) is not None:
                 views.append(view)
             model.zero_grad()
     return View.together(views).rows(_steps(optimizer) + 1)
+
+
+def _loss(model: PreTrainedModel, batch: dict[str, Any], smoothing: float) -> Tensor:
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    output = model(**batch)
+    return LabelSmoother(smoothing)(output, batch["labels"]) if smoothing else output.loss
 
 
 def _steps(optimizer: torch.optim.Optimizer) -> int:
