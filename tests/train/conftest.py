@@ -4,6 +4,8 @@ import gc
 
 import pytest
 
+collect_ignore = ["follow.py"]  # what torchrun starts
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _imported_once() -> None:

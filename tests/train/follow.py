@@ -1,25 +1,27 @@
-"""A training in float64 that torchrun starts in several processes, or python in one.
+"""Trainings in float64, one after the other, that torchrun starts in several processes.
 
-follow.py FOLDER ARM [key=value …] [--resume] [--stop=STEPS]
+    follow.py JOBS.json
+
+where the jobs are a list of folder, arm, settings, and the steps to stop after or null; a folder
+with a checkpoint is gone on with.
 """
 
 import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from small import base, recorded, sage, small  # run as a script
 
-from sagelr.recipe import parse_override
 from sagelr.train import StoppedTrainingError, rank, train
+from sagelr.training import checkpoint
 
 
-def main(folder: Path, arm: str, *words: str) -> None:
-    settings = dict(parse_override(word) for word in words if not word.startswith("--"))
-    stops = [int(word.partition("=")[2]) for word in words if word.startswith("--stop=")]
-    steps = itertools.count(1)
+def follow(folder: Path, arm: str, settings: dict[str, Any], stop: int | None) -> None:
     recipe = small(**settings)
+    steps = itertools.count(1)
     try:
         entry = train(
             recipe,
@@ -28,16 +30,17 @@ def main(folder: Path, arm: str, *words: str) -> None:
             save=folder,
             keep_optimizer=True,
             score_test=True,
-            resume="--resume" in words,
-            stop=(lambda: next(steps) >= stops[0]) if stops else None,
+            resume=checkpoint.last(folder) is not None,
+            stop=None if stop is None else lambda: next(steps) >= stop,
         )
     except StoppedTrainingError:
-        assert stops
+        assert stop is not None
     else:
         (folder / f"entry-{rank()}.json").write_text(json.dumps(entry))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    for name, *job in json.loads(Path(sys.argv[1]).read_text()):
+        follow(Path(name), *job)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

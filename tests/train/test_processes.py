@@ -15,114 +15,125 @@ from .small import SMALL, assert_same, without_times
 
 pytestmark = pytest.mark.processes
 
-FOLLOW = Path(__file__).with_name("follow.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-# Twenty steps in batches of 24, 24, 24, 24 and 4 rows.
-STEPS = ["task.train=100", "train.batch_size=24", "train.epochs=4"]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+# -- several processes ---------------------------------------------------------------------------
+
+# Twenty steps in batches of 24, 24, 24, 24 and 4 rows; or the same in two halves each.
+STEPS = {"task.train": 100, "train.batch_size": 24, "train.epochs": 4}
+HALVES = STEPS | {"train.batch_size": 12, "train.accumulate": 2}
+DROPOUT = STEPS | {"model.dropout": 0.2}
+# Name → arm, settings, how the processes share the work.
+FOLLOWING = {
+    "sage-ddp": ("sage", STEPS, "ddp"),
+    "sage-fsdp2": ("sage", STEPS, "fsdp2"),
+    "base-ddp-halves": ("base", HALVES, "ddp"),
+    "base-fsdp2": ("base", STEPS, "fsdp2"),
+    "sage-fsdp2-halves": ("sage", HALVES, "fsdp2"),
+}
 
 
-def follow(processes, folder, *words):
-    """Train in so many processes; the entry in each, if the training came to its end."""
-    torchrun = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else []
+def follow(processes, folder, jobs):
+    """Have so many processes do jobs: folder, arm, settings, and steps to stop after or None."""
+    file = folder / f"jobs-{processes}.json"
+    file.write_text(json.dumps([[str(folder / name), *job] for name, *job in jobs]))
+    start = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
     done = subprocess.run(
-        [sys.executable, *torchrun, str(FOLLOW), str(folder), *words],
+        [*start, str(Path(__file__).with_name("follow.py")), str(file)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("entry-*.json"))]
-
-
-def scores(entry):
-    found = entry["scores"]
-    return [found[split][name] for split in ("validation", "test") for name in ("loss", "accuracy")]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Arm → folder and entry of the training in one process."""
-    folders = {arm: tmp_path_factory.mktemp("alone") / arm for arm in ("sage", "base")}
-    return {arm: (folder, *follow(1, folder, arm, *STEPS)) for arm, folder in folders.items()}
+def done(tmp_path_factory):
+    """The folder of all trainings: by three processes, by two, and by one."""
+    folder = tmp_path_factory.mktemp("following")
+
+    def parallel(how, settings):
+        return settings | {"train.parallel": how}
+
+    jobs = [
+        (f"{name}-3", arm, parallel(how, settings), None)
+        for name, (arm, settings, how) in FOLLOWING.items()
+    ]
+    follow(3, folder, [*jobs, ("stopped", "sage", parallel("fsdp2", STEPS), 7)])
+    for name in ("on-two-ddp", "on-two-fsdp2", "on-one"):
+        shutil.copytree(folder / "stopped", folder / name)
+    jobs = [
+        (f"{name}-2", arm, parallel(how, settings), None)
+        for name, (arm, settings, how) in FOLLOWING.items()
+    ]
+    for how in ("ddp", "fsdp2"):
+        jobs.append((f"on-two-{how}", "sage", parallel(how, STEPS), None))
+        jobs.append((f"whole-{how}", "sage", parallel(how, DROPOUT), None))
+        jobs += [(f"parts-{how}", "sage", parallel(how, DROPOUT), stop) for stop in (8, None)]
+    follow(2, folder, jobs)
+    jobs = [(arm, arm, STEPS, None) for arm in ("sage", "base")]
+    follow(1, folder, [*jobs, ("on-one", "sage", STEPS, None)])
+    return folder
 
 
-# -- several processes ---------------------------------------------------------------------------
+def entries(folder):
+    """What the training gave, in each of its processes."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("entry-*.json"))]
 
 
-@pytest.mark.parametrize(
-    ("processes", "parallel", "arm", "words"),
-    [
-        (2, "ddp", "sage", []),
-        (3, "ddp", "sage", []),
-        (2, "fsdp2", "sage", []),
-        (3, "fsdp2", "sage", []),
-        (2, "fsdp2", "base", []),
-        (2, "ddp", "base", ["train.batch_size=12", "train.accumulate=2"]),
-        (3, "fsdp2", "sage", ["train.batch_size=12", "train.accumulate=2"]),
-    ],
-)
-def test_several_processes_follow_one(alone, tmp_path, processes, parallel, arm, words):
-    entries = follow(processes, tmp_path / "run", arm, *STEPS, f"parallel={parallel}", *words)
-    folder, entry = alone[arm]
-    assert_same(folder, tmp_path / "run", within=1e-10)
-    assert scores(entries[0]) == pytest.approx(scores(entry), abs=1e-9)
-    assert entries[0]["scores"]["train"]["loss"] == pytest.approx(entry["scores"]["train"]["loss"])
-    assert len(entries) == processes
-    assert all(without_times(each) == without_times(entries[0]) for each in entries)
-    if arm == "sage":  # of the averaged gradient, whole: what one process sees
-        for theirs, ours in zip(entries[0]["sage"]["layers"], entry["sage"]["layers"], strict=True):
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_several_processes_follow_one(done, name, processes):
+    arm, _, _ = FOLLOWING[name]
+    assert_same(done / arm, done / f"{name}-{processes}", within=1e-10)
+    [alone], several = entries(done / arm), entries(done / f"{name}-{processes}")
+    assert len(several) == processes
+    assert all(without_times(each) == without_times(several[0]) for each in several)
+    for split in ("validation", "test", "train"):
+        assert several[0]["scores"][split] == pytest.approx(alone["scores"][split], abs=1e-6)
+    if arm == "sage":  # that of the averaged gradient, and of whole weights
+        for theirs, ours in zip(several[0]["sage"]["layers"], alone["sage"]["layers"], strict=True):
+            assert theirs["name"] == ours["name"]
             assert theirs["sensitivity"] == pytest.approx(ours["sensitivity"], rel=1e-5)
             assert theirs["multiplier"] == pytest.approx(ours["multiplier"], rel=1e-4)
 
 
-def test_a_checkpoint_of_three_processes_goes_on_in_two_and_in_one(alone, tmp_path):
-    three = tmp_path / "three"
-    follow(3, three, "sage", *STEPS, "parallel=fsdp2", "--stop=7")
-    assert [path.name for path in three.iterdir()] == ["checkpoint-7"]
-    for processes, parallel in ((2, "ddp"), (2, "fsdp2"), (1, "ddp")):
-        folder = shutil.copytree(three, tmp_path / f"{processes}-{parallel}")
-        follow(processes, folder, "sage", *STEPS, f"parallel={parallel}", "--resume")
-        assert_same(alone["sage"][0], folder, within=1e-10)
+@pytest.mark.parametrize("name", ["on-two-ddp", "on-two-fsdp2", "on-one"])
+def test_a_checkpoint_of_three_processes_goes_on_in_two_and_in_one(done, name):
+    assert [path.name for path in (done / "stopped").iterdir()] == ["checkpoint-7"]
+    assert_same(done / "sage", done / name, within=1e-10)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
-def test_two_processes_resume_bit_for_bit(tmp_path, parallel):
-    words = ("sage", *STEPS, f"parallel={parallel}", "model.dropout=0.2")
-    [one, _] = follow(2, tmp_path / "whole", *words)
-    follow(2, tmp_path / "parts", *words, "--stop=8")
-    [other, _] = follow(2, tmp_path / "parts", *words, "--resume")
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-    assert without_times(one) == without_times(other)
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_resume_bit_for_bit(done, how):
+    assert_same(done / f"whole-{how}", done / f"parts-{how}")
+    whole, parts = entries(done / f"whole-{how}"), entries(done / f"parts-{how}")
+    assert list(map(without_times, whole)) == list(map(without_times, parts))
 
 
-def test_the_first_process_alone_writes_and_prints(tmp_path):
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, "--nproc-per-node=2", "-m", *_sagelr(tmp_path / "run")],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.count("SageAdamW at lr=0.004") == 1
-    assert done.stdout.count("validation: accuracy") == 1
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
+# -- the program: killed, stopped, and started by torchrun ---------------------------------------
 
 
-# -- killed and stopped --------------------------------------------------------------------------
-
-
-def _sagelr(folder, *words):
-    settings = SMALL | {"train.epochs": 40, "train.save_every": 3, "model.dropout": 0.2}
+def program(folder, *words):
+    settings = SMALL | {"train.epochs": 20, "train.save_every": 3, "model.dropout": 0.2}
     given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["sagelr", "train", "digits-vit", *given, "--out", str(folder), *words]
+    return ["-m", "sagelr", "train", "digits-vit", *given, "--out", str(folder), *words]
 
 
-def _begun(folder, step):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    command = [sys.executable, *program(folder, "--keep-optimizer")]
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    return folder
+
+
+def begun(folder, step):
     """The program, after it has written a checkpoint of this step or a later one."""
-    program = subprocess.Popen(
-        [sys.executable, "-m", *_sagelr(folder, "--keep-optimizer")],
+    running = subprocess.Popen(
+        [sys.executable, *program(folder, "--keep-optimizer")],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -132,22 +143,14 @@ def _begun(folder, step):
         int(seal.parent.name.rpartition("-")[2]) >= step
         for seal in folder.glob("checkpoint-*/sagelr.pt")
     ):
-        assert program.poll() is None, program.communicate()[1]
+        assert running.poll() is None, running.communicate()[1]
         time.sleep(0.001)
-    return program
+    return running
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    command = [sys.executable, "-m", *_sagelr(folder, "--keep-optimizer")]
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
-    return folder
-
-
-def _resumed(whole, folder):
-    """Resume, and see that nothing shows it."""
-    command = [sys.executable, "-m", *_sagelr(folder, "--keep-optimizer", "--resume")]
+def assert_resumes(whole, folder):
+    """Resume it, and see that nothing shows."""
+    command = [sys.executable, *program(folder, "--keep-optimizer", "--resume")]
     subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     assert_same(whole, folder)
     one, other = (json.loads((path / "run.json").read_text()) for path in (whole, folder))
@@ -155,30 +158,42 @@ def _resumed(whole, folder):
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_been(whole, tmp_path):
-    program = _begun(tmp_path, 12)
-    program.kill()
-    program.communicate()
+    running = begun(tmp_path, 12)
+    running.kill()
+    running.communicate()
     assert not (tmp_path / "run.json").exists()
-    _resumed(whole, tmp_path)
+    assert_resumes(whole, tmp_path)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(whole, tmp_path, signum, status):
-    program = _begun(tmp_path, 3)
-    program.send_signal(signum)
-    told, errors = program.communicate()
-    assert program.returncode == status, errors
+    running = begun(tmp_path, 3)
+    running.send_signal(signum)
+    told, errors = running.communicate()
+    assert running.returncode == status, errors
     assert "Saving a checkpoint" in told
     assert "Stopped after step" in errors
     assert f"--out {tmp_path} --keep-optimizer --resume" in errors
     assert "Traceback" not in errors
-    _resumed(whole, tmp_path)
+    if signum == signal.SIGINT:
+        assert_resumes(whole, tmp_path)
 
 
-# -- compiled ------------------------------------------------------------------------------------
+def test_the_first_process_alone_writes_and_prints(tmp_path):
+    found = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", *program(tmp_path / "run")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.count("SageAdamW at lr=0.004") == 1
+    assert found.stdout.count("validation: accuracy") == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
 
 
-def test_compiled_training_is_the_same_training(alone, tmp_path):
-    follow(1, tmp_path / "run", "sage", *STEPS, "train.compile=true", "train.max_steps=6")
-    follow(1, tmp_path / "plain", "sage", *STEPS, "train.max_steps=6")
-    assert_same(tmp_path / "plain", tmp_path / "run", within=1e-9)
+def test_compiled_training_is_the_same_training(tmp_path):
+    short = STEPS | {"train.max_steps": 4}
+    jobs = [(str(how), "sage", short | {"train.compile": how}, None) for how in (True, False)]
+    follow(1, tmp_path, jobs)
+    assert_same(tmp_path / "False", tmp_path / "True", within=1e-9)

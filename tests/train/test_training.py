@@ -288,6 +288,30 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 # -- scores --------------------------------------------------------------------------------------
 
 
+def test_the_loss_of_a_split_is_the_mean_over_its_labels():
+    whole = train(small(), sage())["scores"]["validation"]["loss"]
+    parts = small(train__eval_batch_size=12)  # 40 rows: 12, 12, 12 and 4
+    assert train(parts, sage())["scores"]["validation"]["loss"] == pytest.approx(whole, rel=1e-6)
+    task = recorded(parts)
+    collate = task.collate
+
+    def half_of_the_first(rows):
+        batch = collate(rows)
+        if torch.equal(rows[0]["pixel_values"], task.validation[0]["pixel_values"]):
+            batch["labels"][6:] = -100
+        return batch
+
+    task.collate = half_of_the_first
+    entry = train(parts, sage(), task)
+    batch = half_of_the_first([task.validation[i] for i in range(40)])
+    batch["labels"][6:12] = -100
+    batch["labels"][12:] = torch.stack([task.validation[i]["labels"] for i in range(12, 40)])
+    with torch.no_grad():
+        logits = task.made(batch["pixel_values"]).logits
+    expected = float(cross_entropy(logits, batch["labels"], ignore_index=-100))
+    assert entry["scores"]["validation"]["loss"] == pytest.approx(expected, rel=1e-6)
+
+
 class Decoding(Recorded):
     metrics = {**Recorded.metrics, "bleu": Recorded.metrics["accuracy"]}  # noqa: RUF012
 

@@ -1,8 +1,8 @@
 """Evaluation that gives the same scores and the same loss on any number of devices.
 
-The Trainer fills up the last batch and takes the loss of the processes as if their parts of a batch
-were of one size; of a split that is a few batches long, that is the loss of another split. Here
-every process has its part of each batch, and the parts are weighted and put together again.
+The Trainer fills up the last batch, takes the loss of the processes as if their parts of a batch
+were of one size, and weights batches by rows where the loss is a mean over tokens. Here every
+process has its part of each batch, and the loss of a split is the mean over its labels.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def labels_of(batch: dict[str, Any]) -> Tensor:
 
 
 class SharedEvaluation(Trainer):
-    """A Trainer that evaluates in parts, where there are several processes."""
+    """A Trainer that evaluates in parts and puts them together again."""
 
-    _losses: list[tuple[float, int]]  # of each batch: its mean loss, and its rows
+    _parts: list[Tensor]  # of each: its loss times its labels, and its labels
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """The rows of a split in order, as far as they are this process's."""
@@ -44,11 +44,8 @@ class SharedEvaluation(Trainer):
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate this process's part of a batch."""
         found: Any = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.args.world_size > 1:
-            loss, count, rows = found[0], labels_of(inputs), len(inputs["labels"])
-            parts = torch.stack([loss * count, count.to(loss), torch.full_like(loss, rows)])
-            total, counted, rows = self.accelerator.reduce(parts, "sum").tolist()  # type: ignore[union-attr]
-            self._losses.append((total / max(counted, 1.0), rows))
+        count = labels_of(inputs).to(found[0])
+        self._parts.append(torch.stack([found[0] * count, count]))
         return found
 
     def evaluation_loop(
@@ -60,16 +57,18 @@ class SharedEvaluation(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         """Evaluate, and put together what the processes found."""
-        self._losses = []
+        self._parts = []
         if self.args.world_size > 1:
             self.gather_function = self._joined
-        found = super().evaluation_loop(
+        found: Any = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        if self._losses and found.metrics is not None:
-            rows = sum(count for _, count in self._losses)
-            mean = sum(loss * count for loss, count in self._losses) / rows
-            found.metrics[f"{metric_key_prefix}_loss"] = mean
+        if len(self._parts) > 1 or self.args.world_size > 1:
+            sums: Any = torch.stack(self._parts).cpu().double().sum(0)
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
+            total, count = sums.tolist()
+            found.metrics[f"{metric_key_prefix}_loss"] = total / count
         return found
 
     def _joined(self, part: Any) -> Any:

@@ -11,6 +11,7 @@ What it does otherwise than the Trainer:
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -146,6 +147,16 @@ class RunTrainer(SharedEvaluation):
             # Gradients are averaged over the processes, and this should be their sum.
             loss = loss * labels * self.args.world_size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
+
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Add up the gradients of several batches before they are sent around."""
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One batch, forward and backward."""
