@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from sagelr.errors import UsageError
 from sagelr.tasks.bitext import corpus, number_words
+from sagelr.tasks.bitext.options import TransformerOptions, TranslationOptions
 from sagelr.tasks.translation import Translation
 
 DE_EN = ("de", "en")
@@ -29,13 +30,11 @@ def write(folder: Path, **files: str | bytes) -> None:
         (folder / name.replace("_", ".")).write_bytes(raw)
 
 
-def options(**data: Any) -> Any:
-    return Translation.DataOptions(**data)
-
-
 def task(**data: Any) -> Translation:
-    model = Translation.ModelOptions(hidden=8, layers=1, heads=2, feed_forward=8)
-    return Translation(options(vocabulary=300, **data), model)
+    model = {"hidden": 8, "layers": 1, "heads": 2, "feed_forward": 8}
+    return Translation(
+        TranslationOptions(vocabulary=300, **data), TransformerOptions.model_validate(model)
+    )
 
 
 def told(made: Translation) -> str:
@@ -263,7 +262,7 @@ def test_number_words_without_their_package(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_what_does_not_fit_together(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        options(**given)
+        TranslationOptions(**given)
 
 
 def test_nothing_to_learn_from() -> None:

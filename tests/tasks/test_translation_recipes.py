@@ -57,7 +57,7 @@ def test_ones_own_text_has_short_names() -> None:
     ("name", "millions"),
     [
         ("number-words", 0.2),
-        ("multi30k-de-en-small", 1.8),
+        ("multi30k-de-en-small", 2.3),
         ("multi30k-de-en", 10),
         ("iwslt14-de-en", 37),
         ("wmt16-en-de", 61),
