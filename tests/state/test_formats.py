@@ -92,7 +92,9 @@ def test_narrow_parameters_have_the_same_state(kind, dtype, draw):
 def test_a_sensitivity_above_zero_never_stores_as_zero(kind, engine, draw):
     """At zero its parameter would have the largest multiplier there is, at every step."""
     cls, state_format = kind
-    size = 10.0 ** torch.linspace(-22, 3, 64)  # θ·g down to the smallest floats
+    # θ·g down to the smallest floats, beside the largest.
+    size = 10.0 ** torch.linspace(-22, 3, 64)
+    size = torch.stack([size[:32], size.flip(0)[:32]], 1).flatten()
     param = nn.Parameter(size * draw(64, 64).sign())
     optimizer = make(cls, [param], lr=0.0, state_format=state_format, **engine)
     everywhere = torch.ones(64, 64, dtype=torch.bool)

@@ -51,7 +51,7 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
     "study": {
         "arms": ["adamw", "sage-adamw"],
-        "tune_seeds": 2,
+        "tune_seeds": 1,
         "report_seeds": 3,
         "max_extensions": 2,
         "margin": 0.01,
@@ -71,7 +71,7 @@ RECIPE: dict[str, Any] = {
             "grid": {"lr": [2e-3, 4e-3, 8e-3]},
         },
     },
-    "quick": {"study.tune_seeds": 1, "study.report_seeds": 2},
+    "quick": {"study.max_extensions": 0, "study.report_seeds": 2},
 }
 
 

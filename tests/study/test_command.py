@@ -10,6 +10,8 @@ import pytest
 from sagelr.cli import main
 from sagelr.study.storage import locked
 
+whole_study = pytest.mark.processes
+
 
 @pytest.fixture
 def compare(pretend, recipe_file, tmp_path, monkeypatch, capsys):
@@ -31,6 +33,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
+@whole_study
 def test_from_the_command_to_the_page(compare, tmp_path):
     status, out, err = compare()
     assert (status, err) == (0, "")
@@ -42,18 +45,20 @@ def test_from_the_command_to_the_page(compare, tmp_path):
     assert "reporting: " in out  # how far it is, without a terminal in lines
 
 
+@whole_study
 def test_options_end_up_in_the_study(compare, tmp_path):
     status, _, err = compare(
-        "--out", "here", "--seeds", 4, "--jobs", 1, "--set", "study.tune_seeds=1"
+        "--out", "here", "--seeds", 4, "--jobs", 1, "--set", "study.tune_seeds=2"
     )
     assert (status, err) == (0, "")
     found = results(tmp_path / "here")
     assert found["comparison"]["n"] == 4
-    assert found["overrides"] == {"study.tune_seeds": 1, "study.report_seeds": 4}
-    assert {run["seed"] for run in found["runs"] if run["stage"] == "tune"} == {0}
-    assert found["command"].endswith("--out here --seeds 4 --jobs 1 --set study.tune_seeds=1")
+    assert found["overrides"] == {"study.tune_seeds": 2, "study.report_seeds": 4}
+    assert {run["seed"] for run in found["runs"] if run["stage"] == "tune"} == {0, 1}
+    assert found["command"].endswith("--out here --seeds 4 --jobs 1 --set study.tune_seeds=2")
 
 
+@whole_study
 def test_quick_is_a_study_of_its_own_and_says_what_it_is(compare, tmp_path):
     status, out, _ = compare("--quick")
     assert status == 0
@@ -63,6 +68,7 @@ def test_quick_is_a_study_of_its_own_and_says_what_it_is(compare, tmp_path):
     assert "proves nothing" in out
 
 
+@whole_study
 def test_one_arm_alone_is_no_comparison(compare, tmp_path):
     status, out, _ = compare("--arms", "adamw")
     assert status == 0
@@ -70,6 +76,7 @@ def test_one_arm_alone_is_no_comparison(compare, tmp_path):
     assert "No comparison" in out
 
 
+@whole_study
 def test_failed_runs_are_told_in_the_end(compare, pretend, tmp_path):
     def failing(run):
         if run.key == "report/sage-adamw/lr=0.004/seed=1001":
@@ -79,7 +86,7 @@ def test_failed_runs_are_told_in_the_end(compare, pretend, tmp_path):
     pretend.let(failing)
     status, out, err = compare()
     assert status == 1
-    assert "Error: 1 of 18 runs failed, the first of them report/sage-adamw/" in err
+    assert "Error: 1 of 12 runs failed, the first of them report/sage-adamw/" in err
     assert "out of luck. The same command tries them again." in err
     assert "Page: " in out
     pretend.let(pretend.valley)
@@ -87,6 +94,7 @@ def test_failed_runs_are_told_in_the_end(compare, pretend, tmp_path):
     assert not [run for run in results(tmp_path / "runs/tiny")["runs"] if run["error"]]
 
 
+@whole_study
 def test_the_command_goes_on_after_ctrl_c(compare, pretend):
     def interrupted(run):
         if len(pretend.trained) == 4:
@@ -149,6 +157,7 @@ def test_two_at_once_in_one_folder(compare, tmp_path):
     assert "Another sagelr is at work" in err
 
 
+@whole_study
 def test_another_recipe_in_the_same_folder(compare, tmp_path):
     compare("--out", "out")
     before = (tmp_path / "out" / "results.json").read_bytes()
@@ -181,6 +190,7 @@ def test_under_torchrun_it_says_what_to_do(compare, monkeypatch):
     assert "--storage on several" in err
 
 
+@whole_study
 def test_a_page_that_cannot_be_made_does_not_stop_the_study(compare, tmp_path, monkeypatch):
     import sagelr.report
 
@@ -194,6 +204,7 @@ def test_a_page_that_cannot_be_made_does_not_stop_the_study(compare, tmp_path, m
     assert "No page: RuntimeError: no such template" in out
 
 
+@whole_study
 def test_a_disk_that_fills_up_is_one_message(compare, tmp_path, monkeypatch):
     import errno
 

@@ -11,6 +11,12 @@ from sagelr.study import plan
 BASE, SAGE = "arms.adamw.grid", "arms.sage-adamw.grid"
 
 
+@pytest.fixture
+def recipe(recipe):
+    """The recipe with two tuning seeds."""
+    return lambda changes=None: recipe({"study.tune_seeds": 2, **(changes or {})})
+
+
 def tuned(recipe, value):
     """Tuning to its end, where a run's score is `value(arm, setting, seed)`."""
     scores: dict[str, float | None] = {}
