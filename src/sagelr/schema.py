@@ -140,7 +140,9 @@ class AuditOptions(_Strict):
     sparsities: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=[0.0, 0.2, 0.4, 0.6, 0.8], min_length=1, description="shares of the weights that go"
     )
-    scores: list[str] = Field(
+    scores: list[
+        Literal["sensitivity", "magnitude", "sensitivity-variation", "upper-confidence"]
+    ] = Field(
         default=["sensitivity", "magnitude"],
         min_length=1,
         description="by which the lowest weights go",

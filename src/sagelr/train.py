@@ -51,6 +51,7 @@ def train(
     audit: Callable[[Any, Task], dict[str, Any]] | None = None,
     save: Path | None = None,
     keep_optimizer: bool = False,
+    keep_checkpoints: bool = False,
     predict: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def train(
             was scored; what it gives is the entry's "audit".
         save: folder for checkpoints, and in the end for the trained model, as safetensors.
         keep_optimizer: whether to save the optimizer's state too, as optimizer.pt.
+        keep_checkpoints: whether to keep the weights of every checkpoint, in `weights-STEP`.
         predict: whether to write the task's predictions into the folder `predictions` of `save`.
         resume: whether to go on from the last checkpoint in `save`.
 
@@ -104,6 +106,7 @@ def train(
         watch = trainer.watch
         watch.progress, watch.observe, watch.stop = progress, observe, stop
         watch.spent = spent
+        trainer.keep_weights = keep_checkpoints
         found = trainer.go_on() if resume else None
         torch.set_num_threads(recipe.train.threads)  # Accelerate has a mind of its own on this
         stack.enter_context(_reports(recipe, run, trainer, save))

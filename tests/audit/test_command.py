@@ -13,17 +13,11 @@ from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sketch import short
 from sagelr.audit.subjects import find, load
 from sagelr.commands import app
-from sagelr.commands import audit as command
 from sagelr.errors import SagelrError, UsageError
 
 from .conftest import SMALL
 
 QUICK = ["--examples", "40", "--batch-size", "8", "--sparsities", "0.25,0.5"]
-
-
-@pytest.fixture(autouse=True)
-def _no_page(monkeypatch):
-    monkeypatch.setattr(command, "_page", lambda folder: None)
 
 
 def invoke(*args):

@@ -97,3 +97,25 @@ def test_curves_of_a_study_have_intervals_over_its_seeds(study, run_audit):
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 1000])
 def test_students_t_needs_no_library(freedom):
     assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
+
+
+def test_what_an_audit_saw_of_the_optimizer_is_shown(audit, tmp_path):
+    row = {
+        "step": 13, "layer": "a", "kind": "attention", "depth": 0, "parameters": 4, "sampled": 4,
+        "sensitivity": 1e-5, "variation": 1e-6, "multiplier": 0.5,
+        "quantiles": {"5": 0.1, "25": 0.2, "50": 0.5, "75": 0.7, "95": 1.0},
+        "frozen": 0.0, "boosted": 0.0,
+    }  # fmt: skip
+    audit["models"][0] |= {"optimizer": [row], "live": [row]}
+    page = pages(audit)
+    tables = [table for each in page.redundancy for table in each.tables]
+    assert "audit-1-optimizer" in [table.id for table in tables if table]
+    assert "live-1-last" in by_id(page)
+
+
+def test_a_score_that_is_no_number_is_left_out(audit):
+    curve = audit["models"][0]["pruning"]["curves"][0]
+    curve["points"][-1]["scores"]["accuracy"] = None
+    drawn = pages(audit).redundancy[0].curves[0].data
+    assert drawn[0]["y"][-1] is None
+    assert drawn[0]["y"][0] is not None

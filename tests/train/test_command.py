@@ -4,8 +4,11 @@ import json
 import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
+from sagelr.audit.subjects import find
 from sagelr.commands import app
 from sagelr.errors import SagelrError, UsageError
 from sagelr.train import StoppedTrainingError
@@ -44,6 +47,20 @@ def test_it_leaves_scores_model_and_optimizer(trained):
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "config.json", "model.safetensors", "optimizer.pt"
     }  # fmt: skip
+
+
+def test_the_weights_of_its_checkpoints_are_kept_to_be_audited(trained, tmp_path):
+    folder = tmp_path / "run"
+    sagelr("--out", folder, "--keep-checkpoints")
+    # Of the last step there is the model itself.
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["weights-5"]
+    load = AutoModelForImageClassification.from_pretrained
+    early, end = (load(each).state_dict() for each in (folder / "weights-5", folder))
+    assert early.keys() == end.keys()
+    assert not any(torch.equal(early[name], end[name]) for name in early if "query" in name)
+    assert find(str(folder), None, {}).checkpoints() == [folder / "weights-5"]
+    sagelr("--out", folder, "--overwrite")
+    assert not list(folder.glob("weights-*"))
 
 
 def test_it_shows_how_the_training_stands(trained):

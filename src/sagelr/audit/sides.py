@@ -68,8 +68,9 @@ def compare(
             "own": own,
             "matched": None,
             "level": None,
-            "note": f"No checkpoints of {' and '.join(without)} were kept, so sensitivities are "
-            "matched by dividing each by its loss alone.",
+            "note": f"No checkpoints of {' and '.join(without)} were kept (sagelr train "
+            "--keep-checkpoints), so sensitivities are matched by dividing each by its loss "
+            "alone.",
         }
     losses: list[list[tuple[Path | None, float]]] = []
     for subject, loader, rows, each in zip(subjects, loaders, batches, found, strict=True):

@@ -100,8 +100,14 @@ class Subject:
             ) from None
 
     def checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints that were kept, in the order of their steps."""
-        found = list(self.folder.glob("checkpoint-*")) if self.folder else []
+        """Folders of the checkpoints that were kept, in the order of their steps.
+
+        Those of `sagelr train --keep-checkpoints`, and those of a Trainer.
+        """
+        patterns = ("weights-[0-9]*", "checkpoint-[0-9]*")
+        found = (
+            [path for each in patterns for path in self.folder.glob(each)] if self.folder else []
+        )
         whole = [path for path in found if (path / "config.json").is_file() and has_weights(path)]
         return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 

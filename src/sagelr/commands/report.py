@@ -16,8 +16,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER|FILE...",
-            help="Folder of a study or an audit, or a results.json or audit.json; several go on "
-            "one page.",
+            help="Folder of a study or an audit, a results.json, an audit.json, or the .jsonl or "
+            ".parquet of a probe; several go on one page.",
         ),
     ],
     out: Annotated[

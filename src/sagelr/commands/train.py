@@ -49,6 +49,13 @@ def train(
         bool,
         typer.Option("--keep-optimizer", help="Save the optimizer's state too, for sagelr audit."),
     ] = False,
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--keep-checkpoints",
+            help="Keep the weights of every checkpoint, for sagelr audit at matched loss.",
+        ),
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")
     ] = False,
@@ -101,6 +108,7 @@ def train(
             score_test=test,
             save=folder,
             keep_optimizer=keep_optimizer,
+            keep_checkpoints=keep_checkpoints,
             predict=predict,
             resume=resume,
         )
@@ -158,6 +166,7 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
                 f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
             )
         checkpoint.remove(folder)
+        checkpoint.remove_weights(folder)
 
 
 class _Stop:

@@ -30,7 +30,7 @@ CURVE = {
     "score": str,
     "scope": str,
     "finetuned": NUMBER,
-    "points": [{"sparsity": NUMBER, "scores": Each(NUMBER)}],
+    "points": [{"sparsity": NUMBER, "scores": Each(Maybe(NUMBER))}],
     "keeps99": Each(NUMBER),
 }
 HISTOGRAM = {"per_decade": int, "first": int, "counts": [int]}
@@ -51,6 +51,7 @@ LIVE = {
     "layer": str,
     "kind": str,
     "sensitivity": Maybe(NUMBER),
+    "variation": Maybe(NUMBER),
     "multiplier": Maybe(NUMBER),
     "frozen": Maybe(NUMBER),
     "boosted": Maybe(NUMBER),
@@ -181,7 +182,7 @@ AUDIT = {
                 "heads": [UNITS],
                 "neurons": [UNITS],
             },
-            "optimizer": Maybe([TRACE["layers"][0]]),
+            "optimizer": Maybe([LIVE]),
             "pruning": Maybe({"split": str, "curves": [CURVE], "skipped": [str]}),
             "export": Maybe(dict),
         }

@@ -79,6 +79,10 @@ def _add(found: Found, document: Document, name: str) -> None:
     if document.get("kind") == "audit":
         _check(document, shape.AUDIT, name)
         found.audits.append(document)
+        for model in document["models"]:
+            if rows := model.get("live"):
+                _whole(rows, [shape.LIVE], f"What the probe saw of {model['label']} in {name}")
+                found.live.append(Live(model["label"], rows))
     elif "runs" in document:
         if found.results is not None:
             raise UsageError(f"{name} is a second study; a page shows one. Render a page for each.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sagelr.report.charts.pruning import STRUCTURES, by_key, keeps, score_of
+from sagelr.report.charts.pruning import STRUCTURES, by_key, keeps, score_of, scores_at
 from sagelr.report.sides import Side
 from sagelr.report.study import mean, spread
 from sagelr.report.tables import Cell, Column, Table
@@ -172,11 +172,8 @@ def pruning(sides: Sequence[Side], scale: Scale, prefix: str) -> Table | None:
     for (structure, score, scope, finetuned), each in by_key(sides).items():
         for side, curves in each:
             shown = score_of(curves[0], scale)
-            ends = [
-                [curve["points"][place]["scores"][shown.name] for curve in curves]
-                for place in (0, -1)
-            ]
-            last = curves[0]["points"][-1]["sparsity"]
+            first, last = (curves[0]["points"][place]["sparsity"] for place in (0, -1))
+            ends = [mean(scores_at(curves, sparsity, shown.name)) for sparsity in (first, last)]
             kept = mean([keeps(curve, shown) for curve in curves])
             rows.append(
                 [
@@ -185,8 +182,8 @@ def pruning(sides: Sequence[Side], scale: Scale, prefix: str) -> Table | None:
                     Cell(score),
                     Cell(scope),
                     Cell(f"{finetuned:g}" if finetuned else "–", finetuned),
-                    Cell(shown.show(mean(ends[0])), mean(ends[0])),
-                    Cell(f"{shown.show(mean(ends[1]))} at {share(last)}", mean(ends[1])),
+                    Cell(shown.show(ends[0]), ends[0]),
+                    Cell(f"{shown.show(ends[1])} at {share(last)}", ends[1]),
                     Cell(share(kept), kept),
                 ]
             )

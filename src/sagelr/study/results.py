@@ -308,7 +308,10 @@ def _reported(
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    return {key: _mean([run[key] for run in runs]) for key in ("seconds", "peak_memory_mib")}
+    return {
+        key: _mean([run[key] for run in runs if run[key] is not None])
+        for key in ("seconds", "peak_memory_mib")
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -18,6 +18,7 @@ from sagelr.schema import Recipe
 from sagelr.training.run import Run
 
 SEAL = "sagelr.pt"
+WEIGHTS = "weights"  # -STEP: a folder with the model as it was at that step, to look at
 # What a training may be resumed with otherwise than it was begun. It changes nothing of the
 # training, or no more than the last bits of its numbers.
 FREE = {
@@ -58,6 +59,12 @@ def remove(folder: Path) -> None:
     """Remove every checkpoint in a folder."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove the weights that were kept of checkpoints."""
+    for kept in folder.glob(f"{WEIGHTS}-*"):
+        shutil.rmtree(kept)
 
 
 def identity(recipe: Recipe, run: Run, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class RunTrainer(SharedEvaluation):
     ) -> None:
         self.recipe, self.run, self.task, self.plan = recipe, run, task, plan
         self.watch, self.identity = watch, identity
+        self.keep_weights = False  # of every checkpoint, for sagelr audit
         watch.trainer = self
         super().__init__(
             train_dataset=task.train,  # type: ignore[arg-type]
@@ -231,6 +232,10 @@ class RunTrainer(SharedEvaluation):
         if self.args.should_save:
             folder = Path(self.args.output_dir or "") / f"checkpoint-{self.state.global_step}"
             checkpoint.seal(folder, content)
+        if self.keep_weights:
+            self._write_model(
+                Path(self.args.output_dir or "") / f"{checkpoint.WEIGHTS}-{self.state.global_step}"
+            )
 
     def _loss_sums(self) -> list[tuple[float, float, int]]:
         """What each process has added up of the loss since it was last logged."""
@@ -311,14 +316,18 @@ class RunTrainer(SharedEvaluation):
 
     def save(self, folder: Path, optimizer: bool) -> None:
         """Write the trained model, and the optimizer's state if asked for."""
-        model: Any = self.bare
-        weights = sharded.state_dict(model)
+        self._write_model(folder)
         state = sharded.optimizer_state(self.made) if optimizer else None
         if self.args.should_save:
-            model.save_pretrained(folder, state_dict=weights)
             self.task.save(folder)
             if state is not None:
                 torch.save(state, folder / "optimizer.pt")
+
+    def _write_model(self, folder: Path) -> None:
+        model: Any = self.bare
+        weights = sharded.state_dict(model)
+        if self.args.should_save:
+            model.save_pretrained(folder, state_dict=weights)
 
 
 def missing_score(key: str, name: str, scores: dict[str, float]) -> str:

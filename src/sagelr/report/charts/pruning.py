@@ -57,6 +57,17 @@ def score_of(curve: Mapping[str, Any], scale: Scale) -> Scale:
     return scale if has else LOSS
 
 
+def scores_at(curves: Sequence[Mapping[str, Any]], sparsity: float, name: str) -> list[float]:
+    """What is known of a score at a sparsity, in the order of the curves; null is left out."""
+    found = [
+        point["scores"].get(name)
+        for curve in curves
+        for point in curve["points"]
+        if point["sparsity"] == sparsity
+    ]
+    return [score for score in found if score is not None]
+
+
 def figures(sides: Sequence[Side], scale: Scale, split: str, prefix: str) -> list[Figure]:
     """Curves with three points or more, the unstructured ones first.
 
@@ -154,12 +165,7 @@ def _line(
 ) -> Iterator[Trace]:
     x = [point["sparsity"] for point in curves[0]["points"]]
     rows = [
-        [
-            point["scores"][scale.name] * scale.factor
-            for curve in curves
-            for point in curve["points"]
-            if point["sparsity"] == sparsity and scale.name in point["scores"]
-        ]
+        [score * scale.factor for score in scores_at(curves, sparsity, scale.name)]
         for sparsity in x
     ]
     x = [100 * sparsity for sparsity in x]
