@@ -33,7 +33,7 @@ from sagelr.state import codes, formats
 logger = logging.getLogger("sagelr")
 
 SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
-HEADER = Path(__file__).with_name("cpu_state.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("cpu_state.h", "cpu_lanes.h")]
 # No -ffast-math: it would flush small floats to zero in the whole process, and sensitivities are
 # small. What is allowed: sqrt need not set errno, and comparisons may be made early.
 FLAGS = (
@@ -58,7 +58,7 @@ class _Options(ctypes.Structure):
             "sage_eps",
         )),
         *((name, ctypes.c_int64) for name in (
-            "decay", "bias_correction", "sage_bias_correction", "maximize", "nesterov", "seed",
+            "bias_correction", "sage_bias_correction", "maximize", "nesterov", "seed",
             "threads",
         )),
     ]  # fmt: skip
@@ -187,7 +187,6 @@ def _options(plan: Plan) -> _Options:
         weight_decay=plan.weight_decay,
         beta0=plan.beta0,
         sage_eps=plan.sage_eps,
-        decay=DECAYS.index(plan.decay),
         sage_bias_correction=plan.sage_bias_correction,
         maximize=plan.maximize,
         seed=plan.seed,
@@ -212,6 +211,7 @@ def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
         ("BASE", base),
         ("SAGE", int(plan.sage)),
         ("PARAM", PARAM[dtype]),
+        ("DECAY", DECAYS.index(plan.decay)),
         ("PARAM_CHANCE", int(plan.rounding == "stochastic" and dtype == torch.bfloat16)),
         *zip(("FIRST", "SECOND", "SENSITIVITY"), stored, strict=True),
     )
@@ -274,7 +274,7 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
     defines = [f"-D{name}={value}" for name, value in kind]
     recipe = (
         SOURCE.read_text(),
-        HEADER.read_text(),
+        *(header.read_text() for header in HEADERS),
         cxx,
         _version(cxx),
         _processor(),

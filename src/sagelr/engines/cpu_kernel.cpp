@@ -5,6 +5,7 @@
 //   SAGE         1 with the multiplier, 0 the base alone
 //   PARAM        0 float, 1 double, 2 bfloat16 (arithmetic in float, but for double)
 //   PARAM_CHANCE 1 rounds a bfloat16 parameter by chance
+//   DECAY        0 decoupled, 1 scaled by the multiplier, 2 added to the gradient
 //   FIRST, SECOND, SENSITIVITY   how an average is stored:
 //                0 as arithmetic, 1 bfloat16 to nearest, 2 bfloat16 by chance, 3 eight-bit codes
 
@@ -21,6 +22,7 @@
 namespace {
 
 enum { ADAMW = 0, ADAMAX = 1, SGD_MOMENTUM = 2, SGD_PLAIN = 3 };
+enum { DECOUPLED = 0, SCALED = 1, L2 = 2 };
 
 constexpr bool kCodes = FIRST == CODES || SECOND == CODES || SENSITIVITY == CODES;
 constexpr bool kHasFirst = BASE != SGD_PLAIN;
@@ -33,10 +35,10 @@ using Second = Average<SECOND, false, false, 20, 12>;
 
 #if PARAM == 2
 using stored = uint16_t;
-inline real load_param(const stored* p, int64_t i) { return from_bfloat16(p[i]); }
+inline Reals load_param(const char* p) { return read_bfloat16(p); }
 #else
 using stored = real;
-inline real load_param(const stored* p, int64_t i) { return p[i]; }
+inline Reals load_param(const char* p) { return read<Reals>(p); }
 #endif
 
 }  // namespace
@@ -44,7 +46,6 @@ inline real load_param(const stored* p, int64_t i) { return p[i]; }
 // All options of a step; the layout is mirrored in cpu.py.
 struct Options {
   double lr, weight_decay, beta1, beta2, eps, momentum, dampening, beta0, sage_eps;
-  int64_t decay;  // 0 decoupled, 1 scaled, 2 l2
   int64_t bias_correction, sage_bias_correction, maximize, nesterov, seed, threads;
 };
 
@@ -62,7 +63,7 @@ namespace {
 
 // What the inner loop needs of the options, for one tensor at its step.
 struct Factors {
-  real sign, l2, scaled, keep, lr;
+  real sign, decay, keep, lr;
   real beta1, beta2, share1, share2, eps, inverse1, inverse_root2;
   real momentum, share, ahead, along;
   real share0, sharpen, correct, sage_eps;
@@ -74,9 +75,8 @@ Factors factors(const Options& o, Tensor& t) {
   const double step = *t.step += 1;
   f.step = uint32_t(step);
   f.sign = o.maximize ? -1 : 1;
-  f.l2 = o.decay == 2 ? o.weight_decay : 0;
-  f.scaled = o.decay == 1 ? o.weight_decay : 0;
-  f.keep = o.decay == 0 ? 1 - o.lr * o.weight_decay : 1;
+  f.decay = o.weight_decay;
+  f.keep = DECAY == DECOUPLED ? 1 - o.lr * o.weight_decay : 1;
   f.lr = o.lr;
   f.beta1 = o.beta1;
   f.beta2 = o.beta2;
@@ -114,77 +114,120 @@ struct Streams {
         codes(o.seed, f.step, t.parameter, 4, high) {}
 };
 
+// Where the next elements of one tensor are, and how far it is from one to the next.
+struct Place {
+  char *param, *first, *second, *sensitivity, *bits;
+  const char* grad;
+};
+
+// As many elements as there are lanes.
+inline void take(const Factors& f, const Streams& keys, const Place& at, Words index) {
+  // Every load before the first store: a load that follows a store waits for it where the lower 12
+  // bits of their addresses agree, and large tensors begin on pages.
+  Reals theta = load_param(at.param);
+  Reals g = load_param(at.grad) * f.sign;
+  Reals smoothed{}, average{}, size{};
+  if (SAGE) smoothed = Sensitivity::load(at.sensitivity);
+  if (kHasFirst) average = First::load(at.first);
+  if (kHasSecond) size = Second::load(at.second);
+
+  // r = above / below, and the base's direction d = top / bottom.
+  Reals above{}, below{}, top, bottom = Reals{} + 1;
+  if (SAGE) {
+    const Reals sense = magnitude(theta * g);
+    smoothed += f.share0 * (sense - smoothed);
+    const Reals corrected = smoothed * f.correct;
+    above = magnitude(sense * f.sharpen - corrected) + f.sage_eps;
+    below = corrected + f.sage_eps;
+  }
+
+  if (DECAY == L2) g += f.decay * theta;
+  top = g;
+  if (kHasFirst) {
+    if (BASE == SGD_MOMENTUM) average = f.momentum * average + f.share * g;
+    else average += f.share1 * (g - average);
+    top = BASE == SGD_MOMENTUM ? f.ahead * g + f.along * average : average * f.inverse1;
+  }
+  if (kHasSecond) {
+    if (BASE == ADAMW) size = f.beta2 * size + f.share2 * (g * g);
+    else size = most(f.beta2 * size, magnitude(g) + f.eps);
+    bottom = BASE == ADAMW ? root(size) * f.inverse_root2 + f.eps : size;
+  }
+
+  if (DECAY == SCALED) top += f.decay * theta * bottom;
+  Reals step = top;
+  if (SAGE) step = top * (above * reciprocal(kHasSecond ? below * bottom : below));
+  else if (kHasSecond) step = top * reciprocal(bottom);
+  theta = theta * f.keep - f.lr * step;
+
+  if (SAGE) Sensitivity::store(at.sensitivity, smoothed, keys.sensitivity.upper(index));
+  if (kHasFirst) First::store(at.first, average, keys.first.upper(index));
+  if (kHasSecond) Second::store(at.second, size, keys.second.upper(index));
+  if (kCodes) write(at.bits, keys.codes.bits(index));
+#if PARAM == 2
+  const Words exact = pattern(theta);
+  write_upper(at.param, PARAM_CHANCE ? rounded(exact, keys.param.upper(index)) : rounded(exact));
+#else
+  write(at.param, theta);
+#endif
+}
+
+// Fewer elements than there are lanes, in copies that are as long as a register.
+inline void rest(const Factors& f, const Streams& keys, const Place& at, Words index, int64_t left) {
+  char param[kLanes * sizeof(stored)]{}, grad[kLanes * sizeof(stored)]{}, bits[kLanes * 4];
+  char first[kLanes * First::kSize]{}, second[kLanes * Second::kSize]{};
+  char sensitivity[kLanes * Sensitivity::kSize]{};
+  std::memcpy(param, at.param, left * sizeof(stored));
+  std::memcpy(grad, at.grad, left * sizeof(stored));
+  if (kHasFirst) std::memcpy(first, at.first, left * First::kSize);
+  if (kHasSecond) std::memcpy(second, at.second, left * Second::kSize);
+  if (SAGE) std::memcpy(sensitivity, at.sensitivity, left * Sensitivity::kSize);
+  take(f, keys, {param, first, second, sensitivity, bits, grad}, index);
+  std::memcpy(at.param, param, left * sizeof(stored));
+  if (kHasFirst) std::memcpy(at.first, first, left * First::kSize);
+  if (kHasSecond) std::memcpy(at.second, second, left * Second::kSize);
+  if (SAGE) std::memcpy(at.sensitivity, sensitivity, left * Sensitivity::kSize);
+  if (kCodes) std::memcpy(at.bits, bits, left * 4);
+}
+
 // Elements [begin, begin + count) of one tensor. With codes they are a tile, which begins at `block`.
 inline void run(const Factors& factors, const Tensor& t, const Streams& streams, int64_t begin,
                 int64_t count, int64_t block) {
   // Copies, which no store of the loop can change, so that they stay in registers.
   const Factors f = factors;
   const Streams keys = streams;
-  stored* const param = static_cast<stored*>(t.param);
-  const stored* const grad = static_cast<const stored*>(t.grad);
-  // Not 4 KiB apart: a load that follows a store waits for it where the lower 12 bits of their
-  // addresses agree.
+  // Not 4 KiB apart, for the same reason as in `take`.
   constexpr int64_t room = kCodes ? kTile + kTile / 4 : 1;
   alignas(64) float held_first[room], held_second[room], held_sensitivity[room];
   alignas(64) uint32_t bits[room];
   const First first{t.first, t.first_scale, held_first};
   const Second second{t.second, t.second_scale, held_second};
   const Sensitivity sensitivity{t.sensitivity, t.sensitivity_scale, held_sensitivity};
-  const uint32_t low = uint32_t(uint64_t(t.offset + begin));
 
   first.decode(begin, count, block);
   second.decode(begin, count, block);
   if (SAGE) sensitivity.decode(begin, count, block);
 
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t i = begin + j;
-    const uint32_t here = low + uint32_t(j);
-    // Every load before the first store, for the same reason: large tensors begin on pages.
-    real theta = load_param(param, i);
-    real g = load_param(grad, i) * f.sign;
-    real smoothed = SAGE ? sensitivity.load(i, j) : 0;
-    real average = kHasFirst ? first.load(i, j) : 0;
-    real size = kHasSecond ? second.load(i, j) : 0;
-
-    // r = above / below, and the base's direction d = top / bottom.
-    real above = 1, below = 1, top, bottom = 1;
-    if (SAGE) {
-      const real sense = std::fabs(theta * g);
-      smoothed += f.share0 * (sense - smoothed);
-      const real corrected = smoothed * f.correct;
-      above = std::fabs(sense * f.sharpen - corrected) + f.sage_eps;
-      below = corrected + f.sage_eps;
-    }
-
-    g += f.l2 * theta;
-    top = g;
-    if (kHasFirst) {
-      if (BASE == SGD_MOMENTUM) average = f.momentum * average + f.share * g;
-      else average += f.share1 * (g - average);
-      top = BASE == SGD_MOMENTUM ? f.ahead * g + f.along * average : average * f.inverse1;
-    }
-    if (kHasSecond) {
-      const real now = std::fabs(g) + f.eps, decayed = f.beta2 * size;
-      if (BASE == ADAMW) size = decayed + f.share2 * (g * g);
-      else size = decayed > now ? decayed : now;
-      bottom = BASE == ADAMW ? std::sqrt(size) * f.inverse_root2 + f.eps : size;
-    }
-
-    top += f.scaled * theta * bottom;
-    const real step = SAGE ? top * (above / (below * bottom)) : top / bottom;
-    theta = theta * f.keep - f.lr * step;
-
-    if (SAGE) sensitivity.store(i, j, smoothed, keys.sensitivity.bits(here));
-    if (kHasFirst) first.store(i, j, average, keys.first.bits(here));
-    if (kHasSecond) second.store(i, j, size, keys.second.bits(here));
-    if (kCodes) bits[j] = keys.codes.bits(here);
-#if PARAM == 2
-    param[i] = PARAM_CHANCE ? to_bfloat16(theta, keys.param.bits(here)) : to_bfloat16(theta);
-#else
-    param[i] = theta;
-#endif
+  Words index;
+  for (int k = 0; k < kLanes; ++k) index[k] = uint32_t(uint64_t(t.offset + begin)) + k;
+  Place at{static_cast<char*>(t.param) + begin * int64_t(sizeof(stored)),
+           first.at(begin),
+           second.at(begin),
+           sensitivity.at(begin),
+           reinterpret_cast<char*>(bits),
+           static_cast<const char*>(t.grad) + begin * int64_t(sizeof(stored))};
+  int64_t left = count;
+  for (; left >= kLanes; left -= kLanes) {
+    take(f, keys, at, index);
+    at.param += kLanes * sizeof(stored);
+    at.grad += kLanes * sizeof(stored);
+    at.first += kLanes * First::kSize;
+    at.second += kLanes * Second::kSize;
+    at.sensitivity += kLanes * Sensitivity::kSize;
+    at.bits += kLanes * sizeof(uint32_t);
+    index += uint32_t(kLanes);
   }
+  if (left) rest(f, keys, at, index, left);
 
   first.encode(begin, count, block, bits);
   second.encode(begin, count, block, bits);

@@ -17,20 +17,32 @@ using real = double;
 using real = float;
 #endif
 
+}  // namespace
+
+#include "cpu_lanes.h"
+
+namespace {
+
 constexpr int64_t kBlock = 32;   // elements that share a scale
 constexpr int64_t kTile = 1024;  // elements whose codes are decoded at a time
 constexpr int kDropped = 20;     // bits of an fp32 mantissa that a code drops
 
 // Random bits: the hash and the keys of rounding.py.
 
-inline uint32_t mix(uint32_t x, uint32_t middle) {
+template <class Word>
+inline Word mix_upper(Word x, uint32_t middle) {
   x ^= x >> 16;
   x *= 0x7FEB352Du;
   x ^= x >> 15;
   x += middle;
   x *= 0x846CA68Bu;
-  x ^= x >> 16;
   return x;
+}
+
+template <class Word>
+inline Word mix(Word x, uint32_t middle) {
+  x = mix_upper(x, middle);
+  return x ^ (x >> 16);
 }
 
 struct Keys {
@@ -41,7 +53,9 @@ struct Keys {
     first = mix(key ^ high, 0);
     second = mix(first ^ 0x9E3779B9u, 0);
   }
-  uint32_t bits(uint32_t low) const { return mix(low ^ first, second); }
+  Words bits(Words low) const { return mix(low ^ first, second); }
+  // Their upper halves, with anything below.
+  Words upper(Words low) const { return mix_upper(low ^ first, second); }
 };
 
 // Bits of floats.
@@ -58,18 +72,16 @@ inline float number(uint32_t bits) {
   return x;
 }
 
-inline float from_bfloat16(uint16_t x) { return number(uint32_t(x) << 16); }
+inline Reals read_bfloat16(const void* from) {
+  return __builtin_convertvector(same_bits<Floats>(read_upper(from)), Reals);
+}
 
 // Infinities and NaN come through as they are: adding to the lower half carries into the upper one
-// only where the lower half is not zero.
-inline uint16_t to_bfloat16(float x) {
-  const uint32_t bits = pattern(x);
-  return uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}
+// only where the lower half is not zero. The result is in the upper half of each word.
+inline Words rounded(Words bits) { return bits + (0x7FFFu + ((bits >> 16) & 1u)); }
+inline Words rounded(Words bits, Words chance) { return bits + (chance >> 16); }
 
-inline uint16_t to_bfloat16(float x, uint32_t chance) {
-  return uint16_t((pattern(x) + (chance >> 16)) >> 16);
-}
+inline Words pattern(Reals x) { return same_bits<Words>(__builtin_convertvector(x, Floats)); }
 
 // Eight-bit codes: codes.py.
 
@@ -116,26 +128,32 @@ inline uint8_t scale_for(uint32_t largest) {
 // `held` is the tile.
 template <int Storage, bool Signed, bool Positive, int At, int Width>
 struct Average {
+  static constexpr int64_t kSize =
+      Storage == WIDE ? sizeof(real) : Storage == CODES ? sizeof(float) : sizeof(uint16_t);
+
   void* values;
   uint8_t* scales;
   float* held;
 
-  real load(int64_t i, int64_t in_tile) const {
-    if constexpr (Storage == WIDE) return static_cast<const real*>(values)[i];
-    else if constexpr (Storage == CODES) return held[in_tile];
-    else return from_bfloat16(static_cast<const uint16_t*>(values)[i]);
+  // Where the loop finds element i, or that of the tile.
+  char* at(int64_t i) const {
+    if constexpr (Storage == CODES) return reinterpret_cast<char*>(held);
+    else return static_cast<char*>(values) + i * kSize;
   }
 
-  void store(int64_t i, int64_t in_tile, real x, uint32_t bits) const {
-    if constexpr (Storage == WIDE) static_cast<real*>(values)[i] = x;
-    else if constexpr (Storage == CODES) held[in_tile] = float(x);
+  static Reals load(const char* from) {
+    if constexpr (Storage == WIDE || Storage == CODES) return read<Reals>(from);
+    else return read_bfloat16(from);
+  }
+
+  static void store(char* into, Reals x, Words bits) {
+    if constexpr (Storage == WIDE || Storage == CODES) write(into, x);
     else {
-      uint16_t rounded = Storage == CHANCE ? to_bfloat16(float(x), bits) : to_bfloat16(float(x));
-      if (Positive) {  // nothing above zero becomes zero
-        const uint16_t least = uint16_t(pattern(float(x)) != 0);
-        rounded = rounded > least ? rounded : least;
-      }
-      static_cast<uint16_t*>(values)[i] = rounded;
+      const Words exact = pattern(x);
+      Words near = Storage == CHANCE ? rounded(exact, bits) : rounded(exact);
+      // Nothing above zero becomes zero: what has no upper half of its own has a lower one.
+      if (Positive) near = most(near, least(exact << 16, Words{} + 0x10000u));
+      write_upper(into, near);
     }
   }
 
