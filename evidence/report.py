@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from picture import Line, forest
+
 from sagelr.study import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "evidence"
 PAGE = ROOT / "docs" / "evidence" / "index.md"
+Ran = tuple[dict[str, str], dict[str, Any], dict[str, Any]]
 TIERS = {"small": "two CPU cores, models and data cut down", "full": "one GPU, as in the protocol"}
 
 
@@ -28,10 +31,11 @@ def main() -> None:
         "minus its base, both tuned on the same budget, on fresh seeds.\n",
     ]
     for tier, words in TIERS.items():
-        parts += [f"## Tier {tier}: {words}\n", *table(tier, rows)]
+        parts += [f"## Tier {tier}: {words}\n", *table(tier, rows), *picture(tier, rows)]
         for title, lines in ((t, list(further(tier, t))) for t in ("relative", "controls")):
             if lines:
                 parts += [SECTIONS[title], *lines]
+    parts[2:2] = conclusions(rows)
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(PAGE.relative_to(ROOT))
 
@@ -69,6 +73,76 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
         yield line(row["title"], data, entry, next(adjusted))
     machines = sorted({describe(data["machine"]) for _, data in found if data})
     yield f"\nMachine: {'; '.join(machines)}.\n" if machines else ""
+
+
+def run_rows(tier: str, rows: list[dict[str, str]]) -> Iterator[Ran]:
+    """Those of the rows that have been run, with their data and primary contrast."""
+    for row in rows:
+        data = load(tier, row["task"])
+        entry = contrast(data, row["sage"], row["base"]) if data else None
+        if data is not None and entry is not None:
+            yield row, data, entry
+
+
+def picture(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
+    """Every contrast that has been run, as one picture."""
+    lines = []
+    for row, data, entry in run_rows(tier, rows):
+        sign = 1 if data["recipe"]["metric"]["greater_is_better"] else -1
+        gap = entry["difference"]
+        low, high = sorted(sign * value for value in gap["ci95"])
+        title = f"{row['title']}, {data['arms'][entry['base']]['label']}"
+        lines.append(Line(title, sign * gap["mean"], low, high, entry["margin"], entry["verdict"]))
+    if lines:
+        file = PAGE.with_name(f"differences-{tier}.svg")
+        file.write_text(forest(lines), encoding="utf-8")
+        yield f"![Differences with their intervals]({file.name})\n"
+        yield "In units of each task's margin, which is shaded.\n"
+
+
+def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
+    """What the primary contrasts say, in words, and no more than they say."""
+    yield "## What follows from it\n"
+    found = [(tier, *each) for tier in TIERS for each in run_rows(tier, rows)]
+    missing = len(TIERS) * len(rows) - len(found)
+    if not found:
+        yield "Nothing yet: no row has been run.\n"
+        return
+    words = {
+        "better": "SAGE is better than its tuned base",
+        "worse": "SAGE is worse than its tuned base",
+        "equivalent": "the two are equivalent within the margin",
+        "inconclusive": "a difference is neither shown nor ruled out",
+    }
+    for verdict, said in words.items():
+        titles = [
+            f"{row['title']} with {data['arms'][entry['base']]['label']} (tier {tier})"
+            for tier, row, data, entry in found
+            if entry["verdict"] == verdict
+        ]
+        if titles:
+            yield f"- **{verdict.capitalize()}**: {said} on {len(titles)}: {'; '.join(titles)}."
+    yield f"- {missing} of {len(TIERS) * len(rows)} rows have not been run: nothing is known there."
+    better = [each for each in found if each[3]["verdict"] == "better"]
+    worse = [each for each in found if each[3]["verdict"] == "worse"]
+    if not better:
+        yield (
+            "- So far no run supports a general claim that SAGE scores higher than its base when "
+            "both are tuned alike."
+        )
+    if not worse:
+        yield "- Nor was it worse anywhere, at the settings that tuning chose."
+    chosen = [
+        (data["tuning"][entry["sage"]]["chosen"], data["tuning"][entry["base"]]["chosen"])
+        for _, _, data, entry in found
+    ]
+    ratios = sorted(sage["lr"] / base["lr"] for sage, base in chosen)
+    betas = sorted({sage["beta0"] for sage, _ in chosen if "beta0" in sage})
+    span = f"{ratios[0]:g} to {ratios[-1]:g}" if len(set(ratios)) > 1 else f"{ratios[0]:g}"
+    yield (
+        f"- SAGE's chosen lr was {span} times its base's, its β0 "
+        f"{', '.join(f'{beta:g}' for beta in betas)}. Tune lr; do not carry it over.\n"
+    )
 
 
 def contrast(data: dict[str, Any], sage: str, base: str) -> dict[str, Any] | None:

@@ -59,7 +59,13 @@ def installed(python: Path) -> set[str]:
 @pytest.mark.processes
 def test_the_wheel_holds_the_package_and_its_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {"py.typed", "engines/cpu_kernel.cpp", "engines/cpu_state.h", "engines/cpu_lanes.h", "recipes/digits-vit.toml"}
+    wanted = {
+        "py.typed",
+        "engines/cpu_kernel.cpp",
+        "engines/cpu_state.h",
+        "engines/cpu_lanes.h",
+        "recipes/digits-vit.toml",
+    }
     assert {f"sagelr/{name}" for name in wanted} <= names
     assert any(name.startswith("sagelr/report/templates/") for name in names)
     assert not any(name.startswith(("tests", "examples", "evidence")) for name in names)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import platform
 import tempfile
 
 import pytest
@@ -44,6 +45,13 @@ def test_gradients_of_any_size_give_the_step_of_the_definition(cls, options):
         )
 
 
+@pytest.mark.usefixtures("compiled")
+def test_what_overflows_is_where_the_definition_has_it():
+    for size in (0.0, 1e20, 1e30, float("inf"), float("nan")):
+        found = [after(SageAdamW, size, fused) for fused in (True, False)]
+        torch.testing.assert_close(*found, rtol=2e-5, atol=0, equal_nan=True)
+
+
 @pytest.fixture
 def fresh(monkeypatch, caplog) -> pytest.LogCaptureFixture:
     """As in a new process, which has looked for no compiler yet."""
@@ -52,6 +60,36 @@ def fresh(monkeypatch, caplog) -> pytest.LogCaptureFixture:
     monkeypatch.setattr(engines, "_say_once", functools.cache(engines._say_once.__wrapped__))
     caplog.set_level(logging.INFO, "sagelr")
     return caplog
+
+
+def many(state_format: str, fused: bool, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Weights and state after steps on tensors of more and of fewer elements than a register's."""
+    draw = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(*shape, generator=draw).to(dtype))
+              for shape in ((3,), (5, 7), (70, 67))]  # fmt: skip
+    optimizer = SageAdamW(params, lr=1e-3, fused=fused, state_format=state_format)
+    for _ in range(4):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=draw).to(dtype) * 1e-2
+        optimizer.step()
+    decoded = [optimizer.sensitivity(param) for param in params]
+    return [*(param.detach() for param in params), *decoded]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+@pytest.mark.parametrize("flags", [(), ("-mavx2", "-mfma")], ids=["sse2", "avx2"])
+@pytest.mark.usefixtures("compiled", "fresh")
+def test_narrower_registers_take_the_same_step(flags, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
+    plain = [flag for flag in cpu.FLAGS if flag != "-march=native"]
+    monkeypatch.setattr(cpu, "FLAGS", (*plain, *flags))
+    for state_format in ("float32", "bfloat16", "8bit"):
+        for dtype in (torch.float32, torch.bfloat16):
+            found = [many(state_format, fused, dtype) for fused in (True, False)]
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+            for ours, theirs in zip(*found, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=1e-6)
+    assert len(list(tmp_path.glob("*.so"))) == 6  # 8-bit keeps small tensors in fp32
 
 
 def steps(fused: bool | None = None) -> None:

@@ -156,8 +156,8 @@ inline void take(const Factors& f, const Streams& keys, const Place& at, Words i
 
   if (DECAY == SCALED) top += f.decay * theta * bottom;
   Reals step = top;
-  if (SAGE) step = top * (above * reciprocal(kHasSecond ? below * bottom : below));
-  else if (kHasSecond) step = top * reciprocal(bottom);
+  if (SAGE) step = top * (above / (kHasSecond ? below * bottom : below));
+  else if (kHasSecond) step = top / bottom;
   theta = theta * f.keep - f.lr * step;
 
   if (SAGE) Sensitivity::store(at.sensitivity, smoothed, keys.sensitivity.upper(index));

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -62,27 +62,27 @@ inline Reals most(Reals x, Reals y) { return x > y ? x : y; }
 inline Words most(Words x, Words y) { return x > y ? x : y; }
 inline Words least(Words x, Words y) { return x < y ? x : y; }
 
-#if defined(__AVX512BW__) && PARAM != 1
-// Dividing and taking roots is most of what a step would cost the processor. Its estimates are right
-// to 14 bits, and after one step of Newton's method to the last one or two of a float; 0 and infinity,
-// where that step gives no number, are put in their places afterwards.
-
-inline Reals reciprocal(Reals x) {
-  const Reals guess = (Reals)_mm512_rcp14_ps((__m512)x);
-  const Reals better = guess * (2 - x * guess);
-  const __m512i fix = _mm512_set1_epi32(0x00800500);  // of 0 infinity, of infinity 0
-  return (Reals)_mm512_fixupimm_ps((__m512)better, (__m512)x, fix, 0);
-}
-
+#if defined(__AVX512F__)
+#if PARAM == 1
+inline Reals root(Reals x) { return (Reals)_mm512_sqrt_pd((__m512d)x); }
+#else
+inline Reals root(Reals x) { return (Reals)_mm512_sqrt_ps((__m512)x); }
+#endif
+#elif defined(__AVX__)
+#if PARAM == 1
+inline Reals root(Reals x) { return (Reals)_mm256_sqrt_pd((__m256d)x); }
+#else
+inline Reals root(Reals x) { return (Reals)_mm256_sqrt_ps((__m256)x); }
+#endif
+#else
 inline Reals root(Reals x) {
-  const Reals inverse = (Reals)_mm512_rsqrt14_ps((__m512)x);
-  const Reals guess = x * inverse;
-  const Reals better = guess + inverse * real(0.5) * (x - guess * guess);
-  const __m512i fix = _mm512_set1_epi32(0x00100100);  // 0 and infinity as they are
-  return (Reals)_mm512_fixupimm_ps((__m512)better, (__m512)x, fix, 0);
+  for (int i = 0; i < kLanes; ++i) x[i] = std::sqrt(x[i]);
+  return x;
 }
+#endif
 
 // The upper halves of words, as they lie in memory.
+#if defined(__AVX512BW__) && PARAM != 1
 inline Words read_upper(const void* from) {
   return (Words)_mm512_cvtepu16_epi32(read<__m256i>(from)) << 16;
 }
@@ -92,15 +92,16 @@ inline void write_upper(void* into, Words x) {
       0x00030001, 0x00070005, 0x000B0009, 0x000F000D, 0x00130011, 0x00170015, 0x001B0019, 0x001F001D});
   write(into, _mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, (__m512i)x)));
 }
-#else
-inline Reals reciprocal(Reals x) { return 1 / x; }
-
-inline Reals root(Reals x) {
-  for (int i = 0; i < kLanes; ++i) x[i] = std::sqrt(x[i]);
-  return x;
+#elif defined(__AVX2__) && !defined(__AVX512F__) && PARAM != 1
+inline Words read_upper(const void* from) {
+  return (Words)_mm256_cvtepu16_epi32(read<__m128i>(from)) << 16;
 }
 
-// The upper halves of words, as they lie in memory.
+inline void write_upper(void* into, Words x) {
+  const __m256i halves = (__m256i)(x >> 16), packed = _mm256_packus_epi32(halves, halves);
+  write(into, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+#else
 inline Words read_upper(const void* from) {
   return __builtin_convertvector(read<Halves>(from), Words) << 16;
 }
