@@ -288,6 +288,15 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 # -- scores --------------------------------------------------------------------------------------
 
 
+def test_a_metric_that_the_data_do_not_give_is_told_before_training():
+    task = recorded(small())
+    described = task.describe()
+    task.describe = lambda: {**described, "metrics": ["pearson", "spearman"]}
+    with pytest.raises(SagelrError, match=r"metric is 'accuracy'.*It gives: pearson, spearman"):
+        train(small(), sage(), task)
+    assert task.made is None
+
+
 def test_the_loss_of_a_split_is_the_mean_over_its_labels():
     whole = train(small(), sage())["scores"]["validation"]["loss"]
     parts = small(train__eval_batch_size=12)  # 40 rows: 12, 12, 12 and 4

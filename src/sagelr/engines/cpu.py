@@ -166,19 +166,11 @@ def _columns(
     plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State
 ) -> list[Sequence[Tensor] | None]:
     """The tensors of the kernel's struct Tensor, in its order; None where there is none."""
-    averages = _averages(plan)
+    averages = plan.averages()
     scales = [name + formats.SCALE if name and plan.coded else None for name in averages]
     counts = ["step", "sensitivity_step" if plan.sage else None]
     columns = [state[name] if name else None for name in (*averages, *scales, *counts)]
     return [params, grads, *columns]
-
-
-def _averages(plan: Plan) -> list[str | None]:
-    """Names of first moment, second moment and sensitivity, as far as there are any."""
-    names = plan.base.state_names
-    second = next((name for name in names if name in formats.SECOND_MOMENTS), None)
-    first = next((name for name in names if name != second), None)
-    return [first, second, "exp_avg_sensitivity" if plan.sage else None]
 
 
 def _options(plan: Plan) -> _Options:
@@ -202,18 +194,13 @@ def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
     base = BASES[type(plan.base)]
     if isinstance(plan.base, bases.SGD) and not plan.base.momentum:
         base += 1
-    stored = []
-    for name in _averages(plan):
-        how = plan.storage(name) if name else formats.WIDE
-        kinds = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
-        stored.append(kinds[how.dtype])
     return (
         ("BASE", base),
         ("SAGE", int(plan.sage)),
         ("PARAM", PARAM[dtype]),
         ("DECAY", DECAYS.index(plan.decay)),
         ("PARAM_CHANCE", int(plan.rounding == "stochastic" and dtype == torch.bfloat16)),
-        *zip(("FIRST", "SECOND", "SENSITIVITY"), stored, strict=True),
+        *zip(("FIRST", "SECOND", "SENSITIVITY"), plan.stored_as(), strict=True),
     )
 
 

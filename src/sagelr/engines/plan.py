@@ -90,6 +90,24 @@ class Plan:
             (*self.base.state_names, "exp_avg_sensitivity") if self.sage else self.base.state_names
         )
 
+    def averages(self) -> list[str | None]:
+        """Names of first moment, second moment and sensitivity, as far as there are any."""
+        names = self.base.state_names
+        second = next((name for name in names if name in formats.SECOND_MOMENTS), None)
+        first = next((name for name in names if name != second), None)
+        return [first, second, "exp_avg_sensitivity" if self.sage else None]
+
+    def stored_as(self) -> list[int]:
+        """How each of these is kept, as the fused kernels number it: 0 wide, 1 bfloat16 to nearest,
+        2 bfloat16 by chance, 3 codes.
+        """
+        numbers = []
+        for name in self.averages():
+            how = self.storage(name) if name else formats.WIDE
+            kinds = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
+            numbers.append(kinds[how.dtype])
+        return numbers
+
     def with_codes(self, coded: bool = True) -> Plan:
         """The same plan, for parameters whose averages are, or are not, in 8-bit codes."""
         return replace(self, coded=coded)

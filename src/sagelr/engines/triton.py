@@ -195,7 +195,7 @@ def _rows(
     places: Sequence[Place],
 ) -> list[_Row]:
     nothing = [0] * len(params)
-    averages = _averages(plan)
+    averages = plan.averages()
     scales = [name + formats.SCALE if name and plan.coded else None for name in averages]
     counts = ["step", "sensitivity_step" if plan.sage else None] if plan.capturable else [None] * 2
     columns = [list(map(Tensor.data_ptr, tensors)) for tensors in (params, grads)]
@@ -210,14 +210,6 @@ def _table(rows: Sequence[_Row]) -> Tensor:
     """int64 of shape (rows, columns)."""
     numbers = array.array("q", itertools.chain.from_iterable(rows))
     return torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), -1)
-
-
-def _averages(plan: Plan) -> list[str | None]:
-    """Names of first moment, second moment and sensitivity, as far as there are any."""
-    names = plan.base.state_names
-    second = next((name for name in names if name in formats.SECOND_MOMENTS), None)
-    first = next((name for name in names if name != second), None)
-    return [first, second, "exp_avg_sensitivity" if plan.sage else None]
 
 
 def _tiles(sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -314,12 +306,7 @@ def _kind(plan: Plan, dtype: torch.dtype, aligned: bool, lr_held: bool) -> dict[
     base = BASES[type(plan.base)]
     if isinstance(plan.base, bases.SGD) and not plan.base.momentum:
         base += 1
-    stored = []
-    for name in _averages(plan):
-        how = plan.storage(name) if name else formats.WIDE
-        kinds = {None: 0, torch.bfloat16: 2 if how.stochastic else 1, torch.uint8: 3}
-        stored.append(kinds[how.dtype])
-    first, second, sensitivity = stored
+    first, second, sensitivity = plan.stored_as()
     return {
         "BASE": base,
         "SAGE": plan.sage,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -330,7 +330,7 @@ class RunTrainer(SharedEvaluation):
             model.save_pretrained(folder, state_dict=weights)
 
 
-def missing_score(key: str, name: str, scores: dict[str, float]) -> str:
+def missing_score(key: str, name: str, scores: Iterable[str]) -> str:
     """What to say of a score that a task does not give."""
     return (
         f"The recipe's {key} is {name!r}, which this task does not give on these data. It gives: "
