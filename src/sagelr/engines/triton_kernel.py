@@ -7,6 +7,9 @@ compilation; what a schedule may change is an argument, so that it compiles noth
 This module imports Triton, so it is imported by the first step that is taken with it.
 """
 
+# Triton's types change by version, and are not those of the language it compiles:
+# pyright: reportOperatorIssue=false, reportArgumentType=false, reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import triton
