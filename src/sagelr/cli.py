@@ -6,11 +6,11 @@ Exit status: 0 done, 1 failed, 2 a request that cannot be right, 130 stopped by 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 
 from sagelr.errors import SagelrError, UsageError
+from sagelr.quiet import quiet
 
 # Module → the extra that brings it.
 EXTRAS = {
@@ -37,7 +37,7 @@ EXTRAS = {
 
 def main() -> None:
     """Run the command on the command line and exit."""
-    _quiet()
+    quiet()
     try:
         from sagelr.commands import app
 
@@ -49,13 +49,6 @@ def main() -> None:
         if message:
             print(message, file=sys.stderr)
         sys.exit(status)
-
-
-def _quiet() -> None:
-    """Leave out what libraries that happen to be installed say of accelerators when imported."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("DeepSpeed").disabled = True
 
 
 def explain(error: BaseException) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from sagelr.errors import SagelrError
+from sagelr.quiet import quiet
 from sagelr.recipe import Recipe
 from sagelr.tasks import Task
 from sagelr.train import Run, train
@@ -111,6 +112,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
+    quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import transformers.trainer  # noqa: F401  (seconds that would count as the first run's)
