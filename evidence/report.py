@@ -5,6 +5,7 @@ python evidence/report.py
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ SECTIONS = {
 }
 
 
+@functools.cache
 def load(tier: str, task: str) -> dict[str, Any] | None:
     path = RESULTS / tier / task / "results.json"
     return json.loads(path.read_text()) if path.is_file() else None
@@ -123,14 +125,13 @@ def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
         if titles:
             yield f"- **{verdict.capitalize()}**: {said} on {len(titles)}: {'; '.join(titles)}."
     yield f"- {missing} of {len(TIERS) * len(rows)} rows have not been run: nothing is known there."
-    better = [each for each in found if each[3]["verdict"] == "better"]
-    worse = [each for each in found if each[3]["verdict"] == "worse"]
-    if not better:
+    verdicts = {entry["verdict"] for *_, entry in found}
+    if "better" not in verdicts:
         yield (
             "- So far no run supports a general claim that SAGE scores higher than its base when "
             "both are tuned alike."
         )
-    if not worse:
+    if "worse" not in verdicts:
         yield "- Nor was it worse anywhere, at the settings that tuning chose."
     chosen = [
         (data["tuning"][entry["sage"]]["chosen"], data["tuning"][entry["base"]]["chosen"])

@@ -15,6 +15,7 @@ from sagelr import recipe as recipes
 from sagelr.errors import SagelrError, UsageError
 from sagelr.schema import Arm, Recipe, Setting
 from sagelr.tasks import Task, hub
+from sagelr.training import checkpoint
 from sagelr.view import MultiplierRow
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Subject:
 
         Those of `sagelr train --keep-checkpoints`, and those of a Trainer.
         """
-        patterns = ("weights-[0-9]*", "checkpoint-[0-9]*")
+        patterns = (f"{checkpoint.WEIGHTS}-[0-9]*", "checkpoint-[0-9]*")
         found = (
             [path for each in patterns for path in self.folder.glob(each)] if self.folder else []
         )

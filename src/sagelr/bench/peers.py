@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 
 from torch.nn import Parameter
 
@@ -74,12 +72,3 @@ def absent(peer: Peer, device: str) -> str | None:
     if importlib.util.find_spec(peer.module.partition(".")[0]) is None:
         return f"not installed: pip install {peer.package}"
     return None
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for peer in PEERS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[peer.package] = metadata.version(peer.package)
-    return found

@@ -52,8 +52,9 @@ def bench(
     import torch
 
     from sagelr.bench import document as found
-    from sagelr.bench import peers, table
+    from sagelr.bench import table
     from sagelr.bench.contestants import chosen, everyone
+    from sagelr.bench.peers import PEERS
     from sagelr.bench.run import TRAINING, run
     from sagelr.bench.shapes import DEFAULTS, named
     from sagelr.bench.training import PACKAGE
@@ -96,7 +97,7 @@ def bench(
             "created": started,
             "command": shlex.join(["sagelr", *sys.argv[1:]]),
             "machine": machine("cpu" if device == "cpu" else "auto"),
-            "versions": versions() | peers.versions(),
+            "versions": versions() | versions(peer.package for peer in PEERS),
             "device": device,
             "threads": threads or usual,
             "rounds": rounds,

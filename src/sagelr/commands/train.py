@@ -166,7 +166,7 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
                 f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
             )
         checkpoint.remove(folder)
-        checkpoint.remove_weights(folder)
+        checkpoint.remove(folder, checkpoint.WEIGHTS)
 
 
 class _Stop:

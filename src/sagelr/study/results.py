@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -356,10 +356,10 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
-    """The libraries that results depend on."""
+def versions(packages: Iterable[str] = LIBRARIES) -> dict[str, str]:
+    """Of those packages that are installed; by default the libraries that results depend on."""
     found = {}
-    for name in LIBRARIES:
+    for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

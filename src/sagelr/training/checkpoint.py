@@ -55,16 +55,10 @@ def read(checkpoint: Path) -> dict[str, Any]:
     return torch.load(checkpoint / SEAL, weights_only=True)
 
 
-def remove(folder: Path) -> None:
-    """Remove every checkpoint in a folder."""
-    for checkpoint in folder.glob("checkpoint-*"):
+def remove(folder: Path, kind: str = "checkpoint") -> None:
+    """Remove every checkpoint in a folder, or, as WEIGHTS, what was kept of them."""
+    for checkpoint in folder.glob(f"{kind}-*"):
         shutil.rmtree(checkpoint)
-
-
-def remove_weights(folder: Path) -> None:
-    """Remove the weights that were kept of checkpoints."""
-    for kept in folder.glob(f"{WEIGHTS}-*"):
-        shutil.rmtree(kept)
 
 
 def identity(recipe: Recipe, run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
