@@ -116,6 +116,11 @@ class Clock:
 
 def plain(task: Throughput, options: argparse.Namespace) -> float:
     """The Trainer by itself, set as `sagelr.train` sets it."""
+    with tempfile.TemporaryDirectory(prefix="sagelr-") as folder:
+        return _plain(task, options, folder)
+
+
+def _plain(task: Throughput, options: argparse.Namespace, folder: str) -> float:
     clock = Clock()
 
     class Looking(TrainerCallback):
@@ -124,7 +129,7 @@ def plain(task: Throughput, options: argparse.Namespace) -> float:
                 clock.look(state.global_step)
 
     args = TrainingArguments(
-        output_dir=tempfile.mkdtemp(prefix="sagelr-"),
+        output_dir=folder,
         num_train_epochs=1,
         per_device_train_batch_size=options.batch,
         learning_rate=LR,

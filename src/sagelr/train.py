@@ -100,11 +100,10 @@ def train(
             f"--predict: {recipe.task['family']} has no unlabelled data to predict on. Leave it "
             "out; --test scores the test split."
         )
-    given = task.describe().get("metrics")
-    if given is not None and recipe.metric not in given:
+    if task.given and recipe.metric not in task.given:
         from sagelr.training.trainer import missing_score
 
-        raise SagelrError(missing_score("metric", recipe.metric, given))
+        raise SagelrError(missing_score("metric", recipe.metric, task.given))
     with _quiet(), contextlib.ExitStack() as stack:
         folder = save or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sagelr-")))
         trainer = _make_trainer(recipe, run, task, folder, save is not None)

@@ -72,6 +72,7 @@ class Task(ABC):
         ModelOptions: the same for `[model]`.
         metrics: every metric that the family knows; `scores` and `generation_scores` give those
             that apply to the data at hand.
+        given: the names of those; empty where it is all of them.
         train: what is trained on.
         validation: chooses settings.
         test: is scored once, at the end.
@@ -80,6 +81,7 @@ class Task(ABC):
     DataOptions: ClassVar[type[BaseModel]]
     ModelOptions: ClassVar[type[BaseModel]]
     metrics: ClassVar[Mapping[str, Metric]]
+    given: Sequence[str] = ()
     train: Split
     validation: Split
     test: Split

@@ -91,6 +91,7 @@ class ImageClassification(Task):
         self._data, self._model = data, model
         self._pretrained = None if model.name == vit.FROM_SCRATCH else vit.look_up(model.name)
         self._source = source = sources.open_source(data.data, data.name, data.image, data.label)
+        self.given = ["accuracy", "top5"] if len(source.classes) > 10 else ["accuracy"]
         self.side, self.size = self._sizes()
         places: dict[str, list[int]] = {}
         for place, entry in enumerate(source.entries):
@@ -187,13 +188,10 @@ class ImageClassification(Task):
         logits = logits[0] if isinstance(logits, tuple) else logits
         labels: Any = prediction.label_ids
         found = {"accuracy": float((logits.argmax(-1) == labels).mean())}
-        if "top5" in self._metrics():
+        if "top5" in self.given:
             guesses = np.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
             found["top5"] = float((guesses == labels[:, None]).any(-1).mean())
         return found
-
-    def _metrics(self) -> list[str]:
-        return ["accuracy", "top5"] if len(self._source.classes) > 10 else ["accuracy"]
 
     def describe(self) -> dict[str, Any]:
         """What the data are. Without the cache, sha256 is of names and labels alone."""
@@ -210,7 +208,7 @@ class ImageClassification(Task):
             "rows": {role: len(part.rows) for role, part in self._parts.items()},
             "splits": {role: part.origin for role, part in self._parts.items()},
             "classes": self._source.classes,
-            "metrics": self._metrics(),
+            "metrics": self.given,
             "sha256": digest.hexdigest(),
         }
 

@@ -93,6 +93,7 @@ class TextClassification(Task):
     def __init__(self, data: TextOptions, model: TextModelOptions) -> None:
         self._data, self._model = data, model
         self._corpus = found = _load(data)
+        self.given = [*found.scores, "score"]
         strata = {
             role: rows.labels if found.classes else [0] * len(rows)
             for role, rows in found.splits.items()
@@ -266,7 +267,7 @@ class TextClassification(Task):
             "rows": {role: len(rows) for role, rows in self._rows.items()},
             "splits": {role: part.origin for role, part in self._parts.items()},
             "classes": list(classes) if classes else None,
-            "metrics": [*self._corpus.scores, "score"],
+            "metrics": self.given,
             "score": metrics.score_in_words(self._corpus.scores),
             "sha256": corpus.digest(list(self._rows.values())),
         }

@@ -71,6 +71,7 @@ class Translation(Task):
                 "shortest are longer. Set it higher."
             )
         self._scorer = scoring.Scorer(data.bleu_words, lowercase=data.lowercase)
+        self.given = list(self._scorer.describe())
 
     # -- batches ------------------------------------------------------------------------------
 
