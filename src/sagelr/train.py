@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import sagelr
-from sagelr.errors import SagelrError, UsageError
+from sagelr.errors import SagelrError
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.training import checkpoint, sharded
@@ -88,18 +88,15 @@ def train(
 
     Raises:
         UsageError: the recipe asks for what cannot be had here, or there is no checkpoint to
-            resume from, or it is of another training.
+            resume from, or it is of another training, or there is nothing to predict on.
         StoppedTrainingError: `stop` said so.
         SagelrError: the run cannot be done.
     """
     spent = Spent()
     torch.set_num_threads(recipe.train.threads)
     task = recipe.make_task() if task is None else task
-    if predict and type(task).predictions is Task.predictions:
-        raise UsageError(
-            f"--predict: {recipe.task['family']} has no unlabelled data to predict on. Leave it "
-            "out; --test scores the test split."
-        )
+    if predict:
+        task.prepare_predictions()
     if task.given and recipe.metric not in task.given:
         from sagelr.training.trainer import missing_score
 

@@ -332,6 +332,15 @@ def test_predictions(name: str, glue_folder: Path, tiny_bert: Path, tmp_path: Pa
         assert float(value) == pytest.approx(float(logits[0]), abs=1e-3)
 
 
+def test_a_missing_test_set_is_told_before_training(glue_folder: Path, tiny_bert: Path) -> None:
+    task = make("glue", tiny_bert, name="mrpc", folder=glue_folder)
+    task.prepare_predictions()
+    (glue_folder / "MRPC" / "test.tsv").unlink()
+    task = make("glue", tiny_bert, name="mrpc", folder=glue_folder)
+    with pytest.raises(UsageError, match=r"test\.tsv is missing, so MRPC\.tsv cannot be written"):
+        task.prepare_predictions()
+
+
 def test_ones_own_data_have_no_leaderboard(reviews_csv: Path, tmp_path: Path) -> None:
     task = make(reviews_csv)
     with pytest.raises(UsageError, match="no unlabelled data to predict on"):

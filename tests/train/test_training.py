@@ -405,18 +405,21 @@ def test_a_model_that_is_saved_is_the_one_that_was_trained(tmp_path):
 
 def test_predictions():
     recipe = small()
-    with pytest.raises(UsageError, match="--predict: digits has no unlabelled data"):
+    with pytest.raises(UsageError, match="--predict: this task has no unlabelled data"):
         train(recipe, sage(), recorded(recipe), predict=True)
 
 
 def test_predictions_that_fail_do_not_cost_the_model(tmp_path):
     class Predicting(Recorded):
+        def prepare_predictions(self):
+            assert self.made is None  # before training
+
         def predictions(self, model, folder):
             assert not model.training
             (folder / "one.tsv").write_text("1")
             return [folder / "one.tsv"]
 
-    class Failing(Recorded):
+    class Failing(Predicting):
         def predictions(self, model, folder):
             raise UsageError("test.tsv is missing")
 

@@ -144,6 +144,17 @@ class Task(ABC):
         """
         return {}
 
+    def prepare_predictions(self) -> None:
+        """Load what `predictions` needs, so that what is missing is told before training.
+
+        Raises:
+            UsageError: the task has no unlabelled data, or they are missing or malformed.
+        """
+        raise UsageError(
+            "--predict: this task has no unlabelled data to predict on. Leave it out; --test "
+            "scores the test split."
+        )
+
     def predictions(self, model: PreTrainedModel, folder: Path) -> list[Path]:
         """Write predictions on unlabelled data, as a leaderboard wants them.
 
@@ -155,12 +166,10 @@ class Task(ABC):
             The files written.
 
         Raises:
-            UsageError: there is nothing of that kind to predict.
+            UsageError: as `prepare_predictions`.
         """
-        raise UsageError(
-            "This task has no unlabelled data to predict on. Leave --predict out; --test scores "
-            "its test split."
-        )
+        self.prepare_predictions()
+        return []
 
     def save(self, folder: Path) -> None:  # noqa: B027  (most models need nothing)
         """Save what a model needs beside its weights, such as a tokenizer."""

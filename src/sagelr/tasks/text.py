@@ -94,6 +94,7 @@ class TextClassification(Task):
         self._data, self._model = data, model
         self._corpus = found = _load(data)
         self.given = [*found.scores, "score"]
+        self._unlabelled: dict[str, Rows] = {}
         strata = {
             role: rows.labels if found.classes else [0] * len(rows)
             for role, rows in found.splits.items()
@@ -215,6 +216,17 @@ class TextClassification(Task):
         )
         return metrics.score(self._corpus.scores, predicted, wanted)
 
+    def prepare_predictions(self) -> None:
+        """Read GLUE's unlabelled test sets.
+
+        Raises:
+            UsageError: the data are not GLUE's, or a test set is missing or cut.
+        """
+        if self._data.data != "glue":
+            super().prepare_predictions()
+        task = glue.task_of(self._data.name)
+        self._unlabelled = dict(glue.test_sets(task, self._data.folder))
+
     def predictions(self, model: PreTrainedModel, folder: Path) -> list[Path]:
         """Write GLUE's test predictions in the form that its leaderboard takes.
 
@@ -226,13 +238,13 @@ class TextClassification(Task):
             The files written: one for each test set of the task.
 
         Raises:
-            UsageError: the data are not GLUE's, or a test set is missing.
+            UsageError: as `prepare_predictions`, which is called if it was not yet.
         """
-        if self._data.data != "glue":
-            return super().predictions(model, folder)
+        if not self._unlabelled:
+            self.prepare_predictions()
         task = glue.task_of(self._data.name)
         written = []
-        for file, rows in glue.test_sets(task, self._data.folder):
+        for file, rows in self._unlabelled.items():
             path = folder / file
             glue.write_predictions(path, task, self._predict(model, rows))
             written.append(path)
