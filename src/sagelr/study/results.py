@@ -181,12 +181,14 @@ def _tuning(
         complete = [run["scores"]["validation"] for run in found if run["status"] == "complete"]
         # A mean over the seeds that went well would make a setting look safer than it is.
         whole = bool(complete) and len(complete) == len(found)
+        # Where the loss chooses, what must be decoded, such as BLEU, is left out of tuning.
+        scored = whole and all(recipe.metric in scores for scores in complete)
         settings.append(
             {
                 "setting": found[0]["setting"],
                 "values": [scores[recipe.study.select_by] for scores in complete],
                 "mean": _mean([s[recipe.study.select_by] for s in complete]) if whole else None,
-                "score_mean": _mean([s[recipe.metric] for s in complete]) if whole else None,
+                "score_mean": _mean([s[recipe.metric] for s in complete]) if scored else None,
                 "failed": len(found) - len(complete),
             }
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, Setting
 from sagelr.study import identity, plan, results
 from sagelr.study.crew import Crew
@@ -229,6 +229,8 @@ class _Study:
             for line in notices if not self.told else ():
                 self.request.note(line)
             self.told = True
+        elif kind == "usage":
+            raise UsageError(content)
         elif kind == "broken":
             raise SagelrError(f"A worker could not start: {content}")
         elif kind == "progress":

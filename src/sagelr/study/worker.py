@@ -1,8 +1,8 @@
 """A worker process: trains what it is sent, one run after another, and writes nothing.
 
 Messages to it: a `Run`, or None to end. Messages from it: ("ready", (data, notices)),
-("progress", share), ("done", result), ("error", line), and ("broken", line) when it cannot start
-at all.
+("progress", share), ("done", result), ("error", line), and when it cannot start at all
+("broken", line), or ("usage", line) if that is the user's to mend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any
 
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.quiet import quiet
 from sagelr.recipe import Recipe
 from sagelr.tasks import Task
@@ -121,7 +121,7 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
         task = checked.make_task()
         pipe.send(("ready", (task.describe(), task.notices())))
     except Exception as error:  # whatever it is, the parent has to be told
-        pipe.send(("broken", _line(error)))
+        pipe.send(("usage" if isinstance(error, UsageError) else "broken", _line(error)))
         return
     audit = _audit(checked)
     while True:
