@@ -1,4 +1,4 @@
-"""Make docs/evidence/index.md from what is under results/evidence: one table for everything.
+"""Make docs/evidence/index.md and its pictures from what is under results/evidence.
 
 python evidence/report.py
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import redundancy
 from picture import Line, forest
 
 from sagelr.study import statistics
@@ -24,6 +25,14 @@ TIERS = {"small": "two CPU cores, models and data cut down", "full": "one GPU, a
 
 
 def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+def pages() -> dict[Path, str]:
+    """Every file of the report, with what stands in it."""
+    files: dict[Path, str] = {}
     rows = tomllib.loads((ROOT / "evidence" / "rows.toml").read_text())["row"]
     parts = [
         "# The evidence\n",
@@ -32,13 +41,13 @@ def main() -> None:
         "minus its base, both tuned on the same budget, on fresh seeds.\n",
     ]
     for tier, words in TIERS.items():
-        parts += [f"## Tier {tier}: {words}\n", *table(tier, rows), *picture(tier, rows)]
+        parts += [f"## Tier {tier}: {words}\n", *table(tier, rows), *picture(tier, rows, files)]
         for title, lines in ((t, list(further(tier, t))) for t in ("relative", "controls")):
             if lines:
                 parts += [SECTIONS[title], *lines]
+        parts += what_is_redundant(tier, rows, files)
     parts[2:2] = conclusions(rows)
-    PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    print(PAGE.relative_to(ROOT))
+    return {PAGE: "\n".join(parts) + "\n", **files}
 
 
 SECTIONS = {
@@ -46,6 +55,10 @@ SECTIONS = {
     "Secondary; see the protocol. Digits says nothing for it: its form was chosen there.\n",
     "controls": "### Controls against the base, and against SageAdamW\n\n"
     "Descriptive; seeds shared.\n",
+    "redundancy": "### What is redundant in the trained models\n\n"
+    "Descriptive. Sensitivity is the mean of |θ·g| over batches of the training split, per "
+    "parameter; it grows with the loss, so the loss stands beside it. Weights of attention and "
+    "feed-forward are pruned over all layers at once, and nothing is trained afterwards.\n",
 }
 
 
@@ -86,7 +99,7 @@ def run_rows(tier: str, rows: list[dict[str, str]]) -> Iterator[Ran]:
             yield row, data, entry
 
 
-def picture(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
+def picture(tier: str, rows: list[dict[str, str]], files: dict[Path, str]) -> Iterator[str]:
     """Every contrast that has been run, as one picture."""
     lines = []
     for row, data, entry in run_rows(tier, rows):
@@ -97,7 +110,7 @@ def picture(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
         lines.append(Line(title, sign * gap["mean"], low, high, entry["margin"], entry["verdict"]))
     if lines:
         file = PAGE.with_name(f"differences-{tier}.svg")
-        file.write_text(forest(lines), encoding="utf-8")
+        files[file] = forest(lines)
         yield f"![Differences with their intervals]({file.name})\n"
         yield "In units of each task's margin, which is shaded.\n"
 
@@ -142,8 +155,13 @@ def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
     span = f"{ratios[0]:g} to {ratios[-1]:g}" if len(set(ratios)) > 1 else f"{ratios[0]:g}"
     yield (
         f"- SAGE's chosen lr was {span} times its base's, its β0 "
-        f"{', '.join(f'{beta:g}' for beta in betas)}. Tune lr; do not carry it over.\n"
+        f"{', '.join(f'{beta:g}' for beta in betas)}. Tune lr; do not carry it over."
     )
+    for tier, row, data, entry in found:
+        if redundancy.audits(data):
+            said = redundancy.conclusion(data, entry["sage"], entry["base"])
+            yield f"- {row['title']} (tier {tier}): {said}."
+    yield ""
 
 
 def contrast(data: dict[str, Any], sage: str, base: str) -> dict[str, Any] | None:
@@ -203,6 +221,21 @@ def further(tier: str, what: str) -> Iterator[str]:
                 + " |"
             )
         yield ""
+
+
+def what_is_redundant(
+    tier: str, rows: list[dict[str, str]], files: dict[Path, str]
+) -> Iterator[str]:
+    """Sensitivity and pruning of the report runs' models, of every row that measured them."""
+    audited = [(row, data) for row, data, _ in run_rows(tier, rows) if redundancy.audits(data)]
+    if audited:
+        yield SECTIONS["redundancy"]
+    for row, data in audited:
+        file = PAGE.with_name(f"pruning-{tier}-{row['task']}.svg")
+        files[file] = redundancy.curves(data)
+        yield f"**{row['title']}**\n"
+        yield from redundancy.table(data, row["base"])
+        yield f"\n![Pruning curves of {row['title']}]({file.name})\n"
 
 
 def against(data: dict[str, Any], entry: dict[str, Any], scale: float) -> str:

@@ -1,0 +1,178 @@
+"""What is redundant in the models of a study's report runs: sensitivity, and pruning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sagelr.study import statistics
+
+LEFT, TOP, WIDTH, HEIGHT = 64, 34, 460, 240
+COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
+DASHES = ("", "7 4", "2 3")
+NAMES = {"sensitivity": "least sensitive first", "magnitude": "smallest first"}
+
+Audits = dict[str, dict[int, Mapping[str, Any]]]  # arm → seed → what was measured
+
+
+def audits(data: Mapping[str, Any]) -> Audits:
+    """What was measured on every report run."""
+    found: Audits = {name: {} for name in data["arms"]}
+    for run in data["runs"]:
+        if run["stage"] == "report" and run.get("audit"):
+            found[run["arm"]][run["seed"]] = run["audit"]
+    return {arm: of_seeds for arm, of_seeds in found.items() if of_seeds}
+
+
+def table(data: Mapping[str, Any], base: str) -> Iterator[str]:
+    """Every arm's figures, and how they differ from the base's, seed by seed."""
+    found, labels = audits(data), data["arms"]
+    arms = [base, *(arm for arm in found if arm != base)]
+    head = [f"{labels[base]['label']}, mean (sd)"]
+    for arm in arms[1:]:
+        head += [f"{labels[arm]['label']}, mean (sd)", "difference, 95% interval"]
+    yield "| | " + " | ".join(head) + " |"
+    yield "|---|" + "---|" * len(head)
+    for name, figure in figures(data).items():
+        values = {arm: {s: figure(a) for s, a in of.items()} for arm, of in found.items()}
+        cells = [spread(list(values[base].values()))]
+        for arm in arms[1:]:
+            seeds = sorted(values[base].keys() & values[arm].keys())
+            gap = statistics.difference(
+                [values[base][s] for s in seeds], [values[arm][s] for s in seeds]
+            )
+            low, high = (short(value, signed=True) for value in gap.ci95)
+            cells += [
+                spread(list(values[arm].values())),
+                f"{short(gap.mean, signed=True)} [{low}, {high}]",
+            ]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def figures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Name → what takes it from an audit."""
+    metric = data["recipe"]["metric"]
+    first = next(iter(next(iter(audits(data).values())).values()))
+    found: dict[str, Any] = {
+        "training loss": lambda audit: audit["loss"],
+        "sensitivity, mean over parameters": lambda audit: _mean(audit, "sensitivity"),
+        "the same over the loss": lambda audit: _mean(audit, "sensitivity_by_loss"),
+        "Gini coefficient of sensitivity": lambda audit: audit["gini"],
+        "effective parameters, share": lambda audit: audit["effective_share"],
+    }
+    for number, curve in enumerate(first["curves"]):
+        name = f"pruned with 99% of {metric['name']} kept, {NAMES[curve['score']]}"
+        found[name] = lambda audit, k=number: audit["curves"][k]["keeps99"][metric["name"]]
+    return found
+
+
+def conclusion(data: Mapping[str, Any], sage: str, base: str) -> str:
+    """How far the models of both can be pruned, in a sentence."""
+    found, metric = audits(data), data["recipe"]["metric"]["name"]
+    seeds = sorted(found[base].keys() & found[sage].keys())
+    kept = {
+        arm: [found[arm][seed]["curves"][0]["keeps99"][metric] for seed in seeds]
+        for arm in (base, sage)
+    }
+    gap = statistics.difference(kept[base], kept[sage])
+    (before, after), (low, high) = (sum(of) / len(of) for of in kept.values()), gap.ci95
+    which = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
+    return (
+        f"The models that SAGE trained bear {which} pruning than its base's: with the least "
+        f"sensitive weights gone first, {after:.0%} against {before:.0%} can go with 99% of the "
+        f"{metric} kept ({100 * gap.mean:+.1f} points of weights, 95% interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}; descriptive)"
+    )
+
+
+def _mean(audit: Mapping[str, Any], key: str) -> float:
+    layers = audit["layers"]
+    total = sum(layer["parameters"] for layer in layers)
+    return sum(layer["parameters"] * layer[key] for layer in layers) / total
+
+
+def spread(values: Sequence[float]) -> str:
+    found = statistics.summary(values)
+    return f"{short(found['mean'])} ({short(found['sd'])})"
+
+
+def short(value: float, *, signed: bool = False) -> str:
+    return f"{value:+.3g}" if signed else f"{value:.3g}"
+
+
+# -- the picture ------------------------------------------------------------------------------
+
+
+def curves(data: Mapping[str, Any]) -> str:
+    """Mean score by share of weights pruned: an SVG that can be read on light and dark ground."""
+    metric, found = data["recipe"]["metric"], audits(data)
+    lines = []
+    for arm, audited in found.items():
+        for number in range(len(next(iter(audited.values()))["curves"])):
+            lines.append((arm, *_line([a["curves"][number] for a in audited.values()], metric)))
+    scores = [score for *_, points in lines for _, score in points]
+    low, high = min(scores), max(scores)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return LEFT + WIDTH * x, TOP + HEIGHT * (high - y) / ((high - low) or 1)
+
+    legend = TOP + HEIGHT + 52
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 30} '
+        f'{legend + 20 * len(lines)}" font-family="system-ui, sans-serif" font-size="13" '
+        'role="img">',
+        f"<title>Test {metric['name']} by share of weights pruned</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        _text(LEFT, TOP - 14, f"test {metric['name']}, mean over the seeds", "start"),
+        _text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
+    ]
+    for step in range(6):
+        x, _ = place(step / 5, low)
+        parts += [
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}" stroke="#e3e8ec"/>',
+            _text(x, TOP + HEIGHT + 18, f"{step / 5:.0%}", "middle"),
+        ]
+    for value in _round(low * metric["scale"], high * metric["scale"]):
+        _, y = place(0, value / metric["scale"])
+        parts += [
+            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ec"/>',
+            _text(LEFT - 8, y + 4, f"{value:g}", "end"),
+        ]
+    order = list(found)
+    for number, (arm, score, points) in enumerate(lines):
+        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
+        dash = DASHES[list(NAMES).index(score)]
+        style = f'stroke="{COLOURS[order.index(arm) % 3]}" stroke-width="2" fill="none"'
+        style += f' stroke-dasharray="{dash}"' if dash else ""
+        y = legend + 20 * number
+        words = f"{data['arms'][arm]['label']}, {NAMES[score]}"
+        parts += [
+            f'<polyline points="{path}" {style}/>',
+            f'<line x1="{LEFT}" x2="{LEFT + 34}" y1="{y}" y2="{y}" {style}/>',
+            _text(LEFT + 44, y + 4, words, "start"),
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _round(low: float, high: float) -> list[float]:
+    """Round numbers between two, at most seven."""
+    steps = (factor * 10.0**power for power in range(-4, 6) for factor in (1, 2, 5))
+    step = next(each for each in steps if (high - low) / each <= 6)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _line(
+    of_seeds: Sequence[Mapping[str, Any]], metric: Mapping[str, Any]
+) -> tuple[str, list[tuple[float, float]]]:
+    """By what is pruned, and (sparsity, mean score)."""
+    points = []
+    for group in zip(*(curve["points"] for curve in of_seeds), strict=True):
+        scores = [point["scores"][metric["name"]] for point in group]
+        points.append((group[0]["sparsity"], sum(scores) / len(scores)))
+    return of_seeds[0]["score"], points
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#1d2a35">{escape(words)}</text>'

@@ -1,0 +1,45 @@
+"""The published report is what its results give."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "evidence"))
+    return importlib.import_module("report")
+
+
+def test_the_page_and_its_pictures_are_those_of_the_results(report: Any) -> None:
+    pages = report.pages()
+    assert {path.name for path in pages} >= {"index.md", "differences-small.svg"}
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run `make evidence-report`"
+
+
+def test_a_row_without_results_says_how_to_run_it(report: Any) -> None:
+    row = {"task": "none-such", "title": "None such", "base": "adamw", "sage": "sage-adamw"}
+    assert list(report.table("full", [row]))[2].endswith(
+        "not run: `make evidence-none-such TIER=full` | |"
+    )
+    assert "no row has been run" in list(report.conclusions([row]))[1]
+
+
+def test_rows_are_recipes_that_load(report: Any) -> None:
+    from sagelr import recipe
+
+    rows = report.tomllib.loads((ROOT / "evidence" / "rows.toml").read_text())["row"]
+    for row in rows:
+        for tier in ("small", "full"):
+            name = row.get(f"recipe_{tier}", row["recipe"])
+            name = str(ROOT / name) if name.endswith(".toml") else name
+            found = recipe.load(name, row[tier], arms=row["arms"])
+            assert found.arms[row["sage"]].base == row["base"]
+            assert found.study.report_seeds >= 5
