@@ -268,6 +268,16 @@ def test_learning_curves_are_means_over_seeds(study, show):
     assert len(lines["AdamW"]["x"]) == 15
 
 
+def test_a_metric_that_is_decoded_at_the_end_has_no_curve(study, show):
+    document = study()
+    for run in document["runs"]:
+        for row in run["curve"]:
+            del row["validation_accuracy"]
+    page = show(document)
+    assert "loss" in page.figures
+    assert "metric" not in page.figures
+
+
 def test_every_beta0_has_its_own_line(study, show):
     drawn = show(study()).figures["lr"]["data"]
     names = [trace["name"] for trace in drawn if "lines" in trace["mode"]]

@@ -24,8 +24,10 @@ def curves(study: Study) -> list[Figure]:
     if not runs:
         return []
     figures = [_loss(study, runs, told)]
-    if study.scale.name != "loss":
-        figures.append(_metric(study, runs, told))
+    key = f"validation_{study.scale.name}"
+    # BLEU, which needs decoding, is not computed on the way.
+    if study.scale.name != "loss" and any(_by_epoch(found, key)[0] for found in runs.values()):
+        figures.append(_metric(study, runs, told, key))
     return figures
 
 
@@ -77,9 +79,8 @@ def _loss(study: Study, runs: dict[Arm, Sequence[Run]], told: str) -> Figure:
     )
 
 
-def _metric(study: Study, runs: dict[Arm, Sequence[Run]], told: str) -> Figure:
+def _metric(study: Study, runs: dict[Arm, Sequence[Run]], told: str, key: str) -> Figure:
     scale, traces = study.scale, []
-    key = f"validation_{scale.name}"
     for arm, found in runs.items():
         x, rows = _by_epoch(found, key)
         rows = [[value * scale.factor for value in row] for row in rows]
