@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -73,7 +72,8 @@ def publish(study: Path, target: Path) -> None:
         print(f"Not complete yet, so not published: {study}")
         return
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(study / "report.html", target / "report.html")
+    page = (study / "report.html").read_text(encoding="utf-8")
+    (target / "report.html").write_text(elsewhere(page), encoding="utf-8")
     seen = set()
     for run in results["runs"]:
         # One run's pairs (x, r) an arm is enough to look at; the rest would be most of the file.
@@ -90,7 +90,15 @@ def publish(study: Path, target: Path) -> None:
 
 
 def write(path: Path, data: object) -> None:
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    path.write_text(elsewhere(text) + "\n", encoding="utf-8")
+
+
+def elsewhere(text: str) -> str:
+    """A text that names folders as anybody can read it who has them at another place."""
+    if folder := os.environ.get("SAGELR_DATA"):
+        text = text.replace(folder.rstrip("/") + "/", "$SAGELR_DATA/")
+    return text.replace(f"{ROOT}/", "")
 
 
 if __name__ == "__main__":
