@@ -35,8 +35,8 @@ def forest(lines: Sequence[Line]) -> str:
         f'<rect x="{middle - unit}" y="{TOP - 14}" width="{2 * unit}" '
         f'height="{bottom - TOP + 14}" fill="#e8eef3"/>',
         f'<line x1="{middle}" y1="{TOP - 14}" x2="{middle}" y2="{bottom}" stroke="#667788"/>',
-        _text(middle - 8, TOP - 24, "base is better", "end"),
-        _text(middle + 8, TOP - 24, "SAGE is better", "start"),
+        text(middle - 8, TOP - 24, "base is better", "end"),
+        text(middle + 8, TOP - 24, "SAGE is better", "start"),
     ]
     for number, line in enumerate(lines):
         y = TOP + STEP * number + STEP / 2
@@ -44,22 +44,22 @@ def forest(lines: Sequence[Line]) -> str:
         ends = [middle + unit * max(-MOST, min(MOST, value)) for value in (low, high)]
         colour = {"better": "#1a7f4b", "worse": "#b3261e"}.get(line.verdict, "#34556e")
         parts += [
-            _text(LEFT - 12, y + 4, line.title, "end"),
+            text(LEFT - 12, y + 4, line.title, "end"),
             f'<line x1="{ends[0]:.1f}" y1="{y}" x2="{ends[1]:.1f}" y2="{y}" stroke="{colour}" '
             'stroke-width="2"/>',
             *(_arrow(*end, y, colour) for end in zip(ends, (low, high), strict=True)),
             f'<circle cx="{middle + unit * max(-MOST, min(MOST, mean)):.1f}" cy="{y}" r="4.5" '
             f'fill="{colour}"/>',
-            _text(LEFT + WIDTH + 10, y + 4, line.verdict, "start"),
+            text(LEFT + WIDTH + 10, y + 4, line.verdict, "start"),
         ]
     parts += [
-        _text(middle + unit * at, height - 14, f"{at:+d}" if at else "0", "middle")
+        text(middle + unit * at, height - 14, f"{at:+d}" if at else "0", "middle")
         for at in range(-int(MOST), int(MOST) + 1)
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _text(x: float, y: float, words: str, anchor: str) -> str:
+def text(x: float, y: float, words: str, anchor: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#1d2a35">{escape(words)}</text>'
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
+
+from picture import text
 
 from sagelr.study import statistics
 
 LEFT, TOP, WIDTH, HEIGHT = 64, 34, 460, 240
 COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
-DASHES = ("", "7 4", "2 3")
 NAMES = {"sensitivity": "least sensitive first", "magnitude": "smallest first"}
+DASHES = {"sensitivity": "", "magnitude": "7 4"}
 
 Audits = dict[str, dict[int, Mapping[str, Any]]]  # arm → seed → what was measured
 
@@ -125,25 +126,25 @@ def curves(data: Mapping[str, Any]) -> str:
         'role="img">',
         f"<title>Test {metric['name']} by share of weights pruned</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        _text(LEFT, TOP - 14, f"test {metric['name']}, mean over the seeds", "start"),
-        _text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
+        text(LEFT, TOP - 14, f"test {metric['name']}, mean over the seeds", "start"),
+        text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
     ]
     for step in range(6):
         x, _ = place(step / 5, low)
         parts += [
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}" stroke="#e3e8ec"/>',
-            _text(x, TOP + HEIGHT + 18, f"{step / 5:.0%}", "middle"),
+            text(x, TOP + HEIGHT + 18, f"{step / 5:.0%}", "middle"),
         ]
     for value in _round(low * metric["scale"], high * metric["scale"]):
         _, y = place(0, value / metric["scale"])
         parts += [
             f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ec"/>',
-            _text(LEFT - 8, y + 4, f"{value:g}", "end"),
+            text(LEFT - 8, y + 4, f"{value:g}", "end"),
         ]
     order = list(found)
     for number, (arm, score, points) in enumerate(lines):
         path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
-        dash = DASHES[list(NAMES).index(score)]
+        dash = DASHES[score]
         style = f'stroke="{COLOURS[order.index(arm) % 3]}" stroke-width="2" fill="none"'
         style += f' stroke-dasharray="{dash}"' if dash else ""
         y = legend + 20 * number
@@ -151,7 +152,7 @@ def curves(data: Mapping[str, Any]) -> str:
         parts += [
             f'<polyline points="{path}" {style}/>',
             f'<line x1="{LEFT}" x2="{LEFT + 34}" y1="{y}" y2="{y}" {style}/>',
-            _text(LEFT + 44, y + 4, words, "start"),
+            text(LEFT + 44, y + 4, words, "start"),
         ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -172,7 +173,3 @@ def _line(
         scores = [point["scores"][metric["name"]] for point in group]
         points.append((group[0]["sparsity"], sum(scores) / len(scores)))
     return of_seeds[0]["score"], points
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#1d2a35">{escape(words)}</text>'
