@@ -40,7 +40,8 @@ def main() -> int:
     name = options.task + ("-controls" if options.controls else "")
     study = ROOT / "runs" / "evidence" / options.tier / name
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
-    command += ["--arms", ",".join(controls(recipe) if options.controls else row["arms"])]
+    arms = row.get(f"arms_{options.tier}", row["arms"])
+    command += ["--arms", ",".join(controls(recipe) if options.controls else arms)]
     for key, value in {**row[options.tier], **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     if options.jobs:
