@@ -70,11 +70,14 @@ def train(
     tried out on is no test any more. Ctrl-C saves a checkpoint, and --resume goes on from it.
     Started by torchrun, several devices train the one model.
     """
+    import torch.distributed
+
     from sagelr.recipe import load
     from sagelr.study.results import machine, versions, write
     from sagelr.train import Run, check_arm, name_of, processes, rank
     from sagelr.train import train as run
     from sagelr.training import checkpoint
+    from sagelr.training.arguments import notices
 
     main = rank() == 0
     console.quiet = not main  # the other processes only help
@@ -94,7 +97,7 @@ def train(
         _make_folder(folder, resume, overwrite)
         folder.mkdir(parents=True, exist_ok=True)
     task = checked.make_task()
-    for line in task.notices():
+    for line in (*task.notices(), *notices(checked.train)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
     stop = _Stop()
@@ -112,6 +115,8 @@ def train(
             predict=predict,
             resume=resume,
         )
+    if processes() > 1:
+        torch.distributed.destroy_process_group()  # left open, some back ends warn, or hang
     if not main:
         return
     write(

@@ -117,9 +117,12 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
     try:
         import transformers.trainer  # noqa: F401  (seconds that would count as the first run's)
 
+        from sagelr.training.arguments import notices
+
         checked = Recipe.model_validate(recipe)
         task = checked.make_task()
-        pipe.send(("ready", (task.describe(), task.notices())))
+        told = [*task.notices(), *notices(checked.train)]
+        pipe.send(("ready", (task.describe(), told)))
     except Exception as error:  # whatever it is, the parent has to be told
         pipe.send(("usage" if isinstance(error, UsageError) else "broken", _line(error)))
         return

@@ -21,6 +21,29 @@ REPORTS = 200  # how often a training reports, where it reports at all
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}
 
 
+def trains_on_cpu(options: Train) -> bool:
+    """Whether it would train on the CPU here."""
+    return options.device == "cpu" or not torch.accelerator.is_available()
+
+
+def notices(options: Train) -> list[str]:
+    """What the user should know of training on this machine, a line each."""
+    if options.precision == "bf16" and trains_on_cpu(options) and not _computes_in_bf16():
+        return [
+            'This CPU does not compute in bfloat16: with train.precision = "bf16" a step can take '
+            "tens of times as long here as with --set train.precision=float32."
+        ]
+    return []
+
+
+def _computes_in_bf16() -> bool:
+    """Whether oneDNN, which multiplies matrices for torch on CPUs, has kernels for it here."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except AttributeError:  # a build without oneDNN, where nothing is known
+        return True
+
+
 def eval_batch_size(options: Train) -> int:
     """Rows of a batch that is only evaluated, on one device."""
     if options.eval_batch_size is not None:
@@ -68,7 +91,7 @@ def training_arguments(
         UsageError: what the recipe asks for cannot be had here.
     """
     options = recipe.train
-    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
+    on_cpu = trains_on_cpu(options)
     _check(options, model, on_cpu)
     how: dict[str, Any] = {"logging_strategy": "epoch", "report_to": "none"}
     if options.report_to:
