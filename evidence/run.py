@@ -1,10 +1,11 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--controls] [--jobs N]
+    python evidence/run.py TASK [--tier small|full] [--controls | --relative] [--jobs N]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
 go to results/evidence/TIER/TASK. With --controls the controls of the recipe are compared with
-SageAdamW's base in a study of their own, TASK-controls. SAGELR_DATA names a folder of data.
+SageAdamW's base in a study of their own, TASK-controls; with --relative the relative rule alone, in
+TASK-relative, where the row's tier leaves it out. SAGELR_DATA names a folder of data.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task")
     parser.add_argument("--tier", choices=("small", "full"), default="small")
-    parser.add_argument("--controls", action="store_true")
+    further = parser.add_mutually_exclusive_group()
+    further.add_argument("--controls", action="store_true")
+    further.add_argument("--relative", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
     rows = {row["task"]: row for row in tomllib.loads(ROWS.read_text())["row"]}
@@ -37,11 +40,14 @@ def main() -> int:
         return 2
     row = rows[options.task]
     recipe = row.get(f"recipe_{options.tier}", row["recipe"])
-    name = options.task + ("-controls" if options.controls else "")
+    arms, name = row.get(f"arms_{options.tier}", row["arms"]), options.task
+    if options.controls:
+        arms, name = controls(recipe), f"{name}-controls"
+    elif options.relative:
+        arms, name = [row["base"], "relative"], f"{name}-relative"
     study = ROOT / "runs" / "evidence" / options.tier / name
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
-    arms = row.get(f"arms_{options.tier}", row["arms"])
-    command += ["--arms", ",".join(controls(recipe) if options.controls else arms)]
+    command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     if options.jobs:
