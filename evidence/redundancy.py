@@ -64,17 +64,17 @@ def figures(data: Mapping[str, Any]) -> dict[str, Any]:
         "effective parameters, share": lambda audit: audit["effective_share"],
     }
     for number, curve in enumerate(first["curves"]):
-        name = f"pruned with 99% of {metric['name']} kept, {NAMES[curve['score']]}"
+        name = f"pruned with 99% of {label(metric)} kept, {NAMES[curve['score']]}"
         found[name] = lambda audit, k=number: audit["curves"][k]["keeps99"][metric["name"]]
     return found
 
 
 def conclusion(data: Mapping[str, Any], sage: str, base: str) -> str:
     """How far the models of both can be pruned, in a sentence."""
-    found, metric = audits(data), data["recipe"]["metric"]["name"]
+    found, metric = audits(data), data["recipe"]["metric"]
     seeds = sorted(found[base].keys() & found[sage].keys())
     kept = {
-        arm: [found[arm][seed]["curves"][0]["keeps99"][metric] for seed in seeds]
+        arm: [found[arm][seed]["curves"][0]["keeps99"][metric["name"]] for seed in seeds]
         for arm in (base, sage)
     }
     gap = statistics.difference(kept[base], kept[sage])
@@ -83,9 +83,14 @@ def conclusion(data: Mapping[str, Any], sage: str, base: str) -> str:
     return (
         f"The models that SAGE trained bear {which} pruning than its base's: with the least "
         f"sensitive weights gone first, {after:.0%} against {before:.0%} can go with 99% of the "
-        f"{metric} kept ({100 * gap.mean:+.1f} points of weights, 95% interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}; descriptive)"
+        f"{label(metric)} kept ({100 * gap.mean:+.1f} points of weights, 95% interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f}; descriptive)"
     )
+
+
+def label(metric: Mapping[str, Any]) -> str:
+    """A metric as a person reads it; older files have its name alone."""
+    return metric.get("label", metric["name"])
 
 
 def _mean(audit: Mapping[str, Any], key: str) -> float:
@@ -124,9 +129,9 @@ def curves(data: Mapping[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 30} '
         f'{legend + 20 * len(lines)}" font-family="system-ui, sans-serif" font-size="13" '
         'role="img">',
-        f"<title>Test {metric['name']} by share of weights pruned</title>",
+        f"<title>Test {label(metric)} by share of weights pruned</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        text(LEFT, TOP - 14, f"test {metric['name']}, mean over the seeds", "start"),
+        text(LEFT, TOP - 14, f"test {label(metric)}, mean over the seeds", "start"),
         text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
     ]
     for step in range(6):

@@ -200,7 +200,7 @@ def further(tier: str, what: str) -> Iterator[str]:
         if not wanted:
             continue
         scale = data["recipe"]["metric"]["scale"]
-        yield f"**{folder.name}**, {data['recipe']['metric']['name']}\n"
+        yield f"**{folder.name}**, {redundancy.label(data['recipe']['metric'])}\n"
         yield "| arm | setting | mean (sd) | against its base | verdict | against SageAdamW |"
         yield "|---|---|---|---|---|---|"
         for entry in wanted:

@@ -278,6 +278,27 @@ def test_a_metric_that_is_decoded_at_the_end_has_no_curve(study, show):
     assert "metric" not in page.figures
 
 
+def test_a_metric_that_tuning_does_without_has_no_column_there(study, show):
+    document = study()
+    assert "mean loss mean accuracy seeds" in show(document).text
+    for run in document["runs"]:
+        if run["stage"] == "tune":
+            del run["scores"]["validation"]["accuracy"]
+    page = show(document)
+    assert "mean loss seeds" in page.text
+    assert "validation loss validation accuracy test accuracy" in page.text
+
+
+def test_a_metric_is_called_as_people_call_it(study, show):
+    document = study(gap=0.02)
+    document["recipe"]["metric"]["label"] = "BLEU"
+    page = show(document)
+    assert "points of test BLEU" in page.text
+    assert "mean BLEU" in page.text
+    assert "accuracy" not in page.text
+    assert {page.figures[name]["title"] for name in ("lr-metric",)} == {"The same runs by BLEU"}
+
+
 def test_every_beta0_has_its_own_line(study, show):
     drawn = show(study()).figures["lr"]["data"]
     names = [trace["name"] for trace in drawn if "lines" in trace["mode"]]

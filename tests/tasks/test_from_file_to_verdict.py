@@ -63,6 +63,8 @@ def test_two_aligned_texts(tmp_path: Path) -> None:
         **{"task.vocabulary": 320},
     )
     check(document, page, "bleu")
+    assert document["recipe"]["metric"]["label"] == "BLEU"
+    assert "mean BLEU" in page
     assert [s["score_mean"] for s in document["tuning"]["adamw"]["settings"]] == [None] * 4
 
 

@@ -195,7 +195,7 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
         first = same[0]
         trained = f", {first['finetuned']} epochs after" if first["finetuned"] else ""
         table.add_row(
-            f"99% of {recipe.metric} up to: {first['structure']} by {first['score']}{trained}",
+            f"99% of {recipe.score.label} up to: {first['structure']} by {first['score']}{trained}",
             *(f"{curve['keeps99'].get(recipe.metric, 0):.0%}" for curve in same),
         )
     console.print(table)
@@ -205,7 +205,7 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
         if saved := model["export"]:
             score = recipe.score.show(saved["scores_reloaded"][recipe.metric])
             console.print(
-                f"Pruned model: {saved['folder']}, {recipe.metric} {score} when loaded anew",
+                f"Pruned model: {saved['folder']}, {recipe.score.label} {score} when loaded anew",
                 markup=False,
                 soft_wrap=True,
             )

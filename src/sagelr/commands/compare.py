@@ -237,7 +237,7 @@ def _tell(document: dict[str, Any], recipe: Recipe) -> None:
     for found in document["comparisons"]:
         console.print(sentence(found, document, recipe), markup=False)
         table = Table()
-        for heading in ("arm", "setting", f"test {metric.name}", "sd", "seeds"):
+        for heading in ("arm", "setting", f"test {metric.label}", "sd", "seeds"):
             table.add_column(heading)
         for name, arm in found["arms"].items():
             setting = document["tuning"][name]["chosen"]
@@ -265,7 +265,7 @@ def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) ->
     gap = found["difference"]
     low, high = (amount(value) for value in gap["ci95"])
     details = (
-        f"{metric.name} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
+        f"{metric.label} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
         f"{gap['p_value']:.2g}, {found['n']} paired seeds)"
     )
     if "examples_ci95" in found:

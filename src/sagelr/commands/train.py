@@ -140,7 +140,7 @@ def train(
     for split in ("validation", "test"):
         if scores := result["scores"][split]:
             score = checked.score.show(scores[checked.metric])
-            console.print(f"{split}: {checked.metric} {score}, loss {scores['loss']:.4g}")
+            console.print(f"{split}: {checked.score.label} {score}, loss {scores['loss']:.4g}")
     console.print(f"Model and run.json: {folder}", markup=False, soft_wrap=True)
     if predict:
         if problem := result["predictions"]["problem"]:

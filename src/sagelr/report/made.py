@@ -36,12 +36,12 @@ def of_study(study: Study) -> list[Entry]:
         entries.append(Entry("settings replaced", shown, code=True))
     if data["data"]:
         entries += _data(data["data"])
+    chosen_by = study.scale_of(study.select_by).label
     entries.append(
         Entry(
             "tuning",
             f"{count(len([r for r in runs if r['stage'] == 'tune']), 'run')} with seeds "
-            f"{seeds(sorted(tuned)) or '–'}, chosen by validation {study.select_by}. "
-            + _extended(study),
+            f"{seeds(sorted(tuned)) or '–'}, chosen by validation {chosen_by}. " + _extended(study),
         )
     )
     entries.append(

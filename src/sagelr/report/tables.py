@@ -95,11 +95,11 @@ def scores(study: Study) -> Table | None:
     unit = f" ({scale.difference_unit.strip()})" if scale.difference_unit.strip() else ""
     return Table(
         "scores",
-        f"Test {scale.name} of every arm at its chosen setting",
+        f"Test {scale.label} of every arm at its chosen setting",
         [
             Column("arm", "arm", numeric=False),
             Column("chosen setting", numeric=False),
-            Column(f"mean {scale.name}", unit=scale.unit),
+            Column(f"mean {scale.label}", unit=scale.unit),
             Column(f"sd{unit}", "sd"),
             Column("seeds", "seed"),
             Column("mean loss"),
@@ -174,7 +174,7 @@ def by_seed(study: Study) -> Table | None:
         rows.append(row)
     columns = [Column("seed", "seed"), *(Column(arm.label) for arm in found)]
     columns += [Column(f"{sage.label} − {base.label}", "paired") for base, sage in pairs]
-    return Table("by-seed", f"Test {scale.name}, seed by seed", columns, rows)
+    return Table("by-seed", f"Test {scale.label}, seed by seed", columns, rows)
 
 
 def tuning(study: Study) -> Table | None:
@@ -202,21 +202,18 @@ def tuning(study: Study) -> Table | None:
             )
     if not rows:
         return None
-    return Table(
-        "tuning",
-        "Every setting that was tried, on the validation split",
-        [
-            Column("arm", "arm", numeric=False),
-            Column("lr", "lr"),
-            Column("beside lr", numeric=False),
-            Column(f"mean {study.select_by}"),
-            Column(f"mean {scale.name}"),
-            Column("seeds", "seed"),
-            Column("diverged or failed"),
-            Column("choice", numeric=False),
-        ],
-        rows,
-    )
+    columns = [
+        Column("arm", "arm", numeric=False),
+        Column("lr", "lr"),
+        Column("beside lr", numeric=False),
+        Column(f"mean {chosen_by.label}"),
+        Column(f"mean {scale.label}"),
+        Column("seeds", "seed"),
+        Column("diverged or failed"),
+        Column("choice", numeric=False),
+    ]
+    title = "Every setting that was tried, on the validation split"
+    return Table("tuning", title, *_without_empty(columns, rows, columns[4]))
 
 
 def layers(found: Traced, number_of: int) -> Table:
@@ -260,24 +257,34 @@ def every_run(study: Study) -> Table:
     runs: Sequence[Run] = study.data["runs"]
     rows = [_run(study, run) for run in runs[:MOST_RUNS]]
     left = len(runs) - len(rows)
-    return Table(
-        "runs",
-        "Every run",
-        [
-            Column("stage", numeric=False),
-            Column("arm", "arm", numeric=False),
-            Column("setting", numeric=False),
-            Column("seed", "seed"),
-            Column("status", numeric=False),
-            Column("validation loss"),
-            Column(f"validation {study.scale.name}"),
-            Column(f"test {study.scale.name}"),
-            Column("time", unit="s"),
-            Column("peak memory", "memory", unit="MiB"),
-        ],
-        rows,
-        f"The other {left:,} runs are in results.json." if left else "",
-    )
+    columns = [
+        Column("stage", numeric=False),
+        Column("arm", "arm", numeric=False),
+        Column("setting", numeric=False),
+        Column("seed", "seed"),
+        Column("status", numeric=False),
+        Column("validation loss"),
+        Column(f"validation {study.scale.label}"),
+        Column(f"test {study.scale.label}"),
+        Column("time", unit="s"),
+        Column("peak memory", "memory", unit="MiB"),
+    ]
+    note = f"The other {left:,} runs are in results.json." if left else ""
+    return Table("runs", "Every run", *_without_empty(columns, rows, columns[6]), note)
+
+
+def _without_empty(
+    columns: Sequence[Column], rows: Sequence[Sequence[Cell]], column: Column
+) -> tuple[Sequence[Column], Sequence[Sequence[Cell]]]:
+    """Columns and rows, without one column if nothing stands in it.
+
+    Where decoding takes long, tuning does without the metric.
+    """
+    at = columns.index(column)
+    if any(row[at].value is not None for row in rows):
+        return columns, rows
+    keep = [place for place in range(len(columns)) if place != at]
+    return [columns[place] for place in keep], [[row[place] for place in keep] for row in rows]
 
 
 def _run(study: Study, run: Run) -> list[Cell]:

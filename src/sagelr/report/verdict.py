@@ -107,9 +107,9 @@ def _headline(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> s
     by = study.scale.amount(found["difference"]["mean"])
     match found["verdict"]:
         case "better":
-            return f"{sage.label} is better than {base.label}, by {by} of test {study.scale.name}."
+            return f"{sage.label} is better than {base.label}, by {by} of test {study.scale.label}."
         case "worse":
-            return f"{sage.label} is worse than {base.label}, by {by} of test {study.scale.name}."
+            return f"{sage.label} is worse than {base.label}, by {by} of test {study.scale.label}."
         case "equivalent" if found["significant"]:
             return f"No difference that matters: {sage.label} and {base.label} score nearly alike."
         case "equivalent":
@@ -126,7 +126,7 @@ def _sentence(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> s
     low, high = (scale.change(value, unit=False) for value in gap["ci95"])
     told = (
         f"Each at its own best setting, {sage.label} reaches {scale.show(means[sage])} test "
-        f"{scale.name} and {base.label} {scale.show(means[base])}, averaged over "
+        f"{scale.label} and {base.label} {scale.show(means[base])}, averaged over "
         f"{count(found['n'], 'fresh seed')}"
     )
     if not scale.greater_is_better:
@@ -163,7 +163,7 @@ def _facts(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> list
         Fact(
             arm.label,
             scale.show(found["arms"][arm.name]["mean"]),
-            f"test {scale.name} at {setting(arm.chosen)}",
+            f"test {scale.label} at {setting(arm.chosen)}",
             arm.colour,
         )
         for arm in (sage, base)

@@ -20,17 +20,29 @@ class Scale:
         factor: what a score is multiplied by.
         unit: what stands behind a shown score.
         greater_is_better: False for errors and losses.
+        label: the name as a person reads it; the name itself by default.
     """
 
     name: str
     factor: float = 1.0
     unit: str = ""
     greater_is_better: bool = True
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
     @staticmethod
     def of(metric: Mapping[str, Any]) -> Scale:
         """The metric of a recipe in results.json."""
-        return Scale(metric["name"], metric["scale"], metric["unit"], metric["greater_is_better"])
+        return Scale(
+            metric["name"],
+            metric["scale"],
+            metric["unit"],
+            metric["greater_is_better"],
+            metric.get("label", ""),  # files before it was kept have none
+        )
 
     @property
     def title(self) -> str:
@@ -40,7 +52,7 @@ class Scale:
             >>> Scale("accuracy", 100, "%").title
             'accuracy (%)'
         """
-        return f"{self.name} ({self.unit.strip()})" if self.unit.strip() else self.name
+        return f"{self.label} ({self.unit.strip()})" if self.unit.strip() else self.label
 
     @property
     def difference_unit(self) -> str:

@@ -30,12 +30,18 @@ class Metric:
         greater_is_better: False for errors and losses.
         scale: what a score is multiplied by to be shown.
         unit: what stands after a shown score.
+        label: the name as a person reads it; the name itself by default.
     """
 
     name: str
     greater_is_better: bool = True
     scale: float = 1.0
     unit: str = ""
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
 
     def show(self, value: float, digits: int = 2) -> str:
         """A score as a person reads it.

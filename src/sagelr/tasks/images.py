@@ -79,7 +79,7 @@ class ImageClassification(Task):
     ModelOptions: ClassVar[type[BaseModel]] = ImageModelOptions
     metrics: ClassVar[Mapping[str, Metric]] = {
         "accuracy": Metric("accuracy", scale=100, unit="%"),
-        "top5": Metric("top5", scale=100, unit="%"),
+        "top5": Metric("top5", scale=100, unit="%", label="top-5 accuracy"),
     }
 
     def __init__(self, data: ImageOptions, model: ImageModelOptions) -> None:

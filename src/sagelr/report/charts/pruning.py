@@ -131,9 +131,9 @@ def _scores(
     best = max(group, key=lambda pair: mean([keeps(c, scale) for c in pair[1]]) or 0.0)
     reach = mean([keeps(curve, scale) for curve in best[1]])
     title = (
-        f"By {best[0][1]}, {reach:.0%} can go and 99% of the {scale.name} stays"
+        f"By {best[0][1]}, {reach:.0%} can go and 99% of the {scale.label} stays"
         if reach is not None
-        else f"{scale.name} against sparsity"
+        else f"{scale.label} against sparsity"
     )
     structure, _, scope, finetuned = group[0][0]
     how = manner((structure, "score", scope, finetuned))
@@ -199,4 +199,4 @@ def _kept(each: Sequence[tuple[Side, list[Mapping[str, Any]]]], scale: Scale) ->
         f"{mean([keeps(curve, scale) for curve in curves]):.0%} ({side.label})"
         for side, curves in each
     ]
-    return f"99% of the {scale.name} is kept up to a sparsity of {listed(reached)}"
+    return f"99% of the {scale.label} is kept up to a sparsity of {listed(reached)}"

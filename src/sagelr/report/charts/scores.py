@@ -81,7 +81,7 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
         [spots, *wider, bar],
         layout(
             axis(
-                f"{sage.label} − {base.label}, test {scale.name}{in_units}",
+                f"{sage.label} − {base.label}, test {scale.label}{in_units}",
                 range=[-reach, reach],
                 zeroline=False,
             ),

@@ -99,7 +99,7 @@ def _metric(study: Study, runs: dict[Arm, Sequence[Run]], told: str, key: str) -
         ]
     return Figure(
         "metric",
-        _ends(runs, key, scale, f"Validation {scale.name} after the last epoch"),
+        _ends(runs, key, scale, f"Validation {scale.label} after the last epoch"),
         f"Each line is the {told}. The test split is not looked at on the way.",
         traces,
         layout(

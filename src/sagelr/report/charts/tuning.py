@@ -36,15 +36,16 @@ def _figure(study: Study, score: str) -> Figure | None:
     what = f"validation {scale.title}"
     chosen = [f"{arm.label} at {setting(arm.chosen)}" for arm in study.arms if arm.chosen]
     if score == study.select_by:
-        title = f"Lowest validation {score}: {listed(chosen)}"
+        title = f"Lowest validation {scale.label}: {listed(chosen)}"
         if scale.greater_is_better:
-            title = f"Highest validation {score}: {listed(chosen)}"
+            title = f"Highest validation {scale.label}: {listed(chosen)}"
         if not chosen:
-            title = f"Validation {score} by lr, so far"
+            title = f"Validation {scale.label} by lr, so far"
         how = "Rings: the settings chosen. Lines: means over the tuning seeds; dots: single seeds."
     else:
-        title = f"The same runs by {scale.name}"
-        how = f"Settings were chosen by {study.select_by}, which is finer, and not by this."
+        title = f"The same runs by {scale.label}"
+        chosen_by = study.scale_of(study.select_by).label
+        how = f"Settings were chosen by {chosen_by}, which is finer, and not by this."
     if any(
         run["status"] != "complete" for arm in study.arms for _, r in study.tuned(arm) for run in r
     ):

@@ -16,10 +16,10 @@ from sagelr.tasks import Metric
 Words = Literal["13a", "none", "intl", "char", "zh", "ja-mecab", "ko-mecab"]
 
 METRICS = {
-    "bleu": Metric("bleu"),
-    "chrf": Metric("chrf"),
-    "exact_match": Metric("exact_match", scale=100, unit="%"),
-    "token_accuracy": Metric("token_accuracy", scale=100, unit="%"),
+    "bleu": Metric("bleu", label="BLEU"),
+    "chrf": Metric("chrf", label="chrF"),
+    "exact_match": Metric("exact_match", scale=100, unit="%", label="exact match"),
+    "token_accuracy": Metric("token_accuracy", scale=100, unit="%", label="token accuracy"),
 }
 
 

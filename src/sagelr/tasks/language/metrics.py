@@ -12,12 +12,12 @@ from sagelr.tasks import Metric
 METRICS = {
     "score": Metric("score", scale=100),
     "accuracy": Metric("accuracy", scale=100, unit="%"),
-    "f1": Metric("f1", scale=100),
-    "macro_f1": Metric("macro_f1", scale=100),
-    "matthews": Metric("matthews", scale=100),
-    "pearson": Metric("pearson", scale=100),
-    "spearman": Metric("spearman", scale=100),
-    "rmse": Metric("rmse", greater_is_better=False),
+    "f1": Metric("f1", scale=100, label="F1"),
+    "macro_f1": Metric("macro_f1", scale=100, label="macro-averaged F1"),
+    "matthews": Metric("matthews", scale=100, label="Matthews correlation"),
+    "pearson": Metric("pearson", scale=100, label="Pearson correlation"),
+    "spearman": Metric("spearman", scale=100, label="Spearman correlation"),
+    "rmse": Metric("rmse", greater_is_better=False, label="RMSE"),
 }
 
 
