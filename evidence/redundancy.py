@@ -27,9 +27,25 @@ def audits(data: Mapping[str, Any]) -> Audits:
     return {arm: of_seeds for arm, of_seeds in found.items() if of_seeds}
 
 
-def table(data: Mapping[str, Any], base: str) -> Iterator[str]:
-    """Every arm's figures, and how they differ from the base's, seed by seed."""
-    found, labels = audits(data), data["arms"]
+def at_matched_loss(pairs: Sequence[Mapping[str, Any]], sage: str) -> Audits:
+    """What was measured where an arm and its base stood at one loss."""
+    found: Audits = {}
+    for pair in pairs:
+        if pair["sage"] == sage:
+            for arm in (pair["base"], sage):
+                found.setdefault(arm, {})[pair["seed"]] = pair["measured"][arm]
+    return found
+
+
+def table(data: Mapping[str, Any], found: Audits, base: str) -> Iterator[str]:
+    """Every arm's figures, and how they differ from the base's, seed by seed.
+
+    Args:
+        data: results.json.
+        found: what was measured.
+        base: the arm that the others are held against.
+    """
+    labels = data["arms"]
     arms = [base, *(arm for arm in found if arm != base)]
     head = [f"{labels[base]['label']}, mean (sd)"]
     for arm in arms[1:]:

@@ -62,9 +62,15 @@ SECTIONS = {
 }
 
 
+MATCHED = (
+    "**{title}, {label} at matched loss**: of the two runs of a seed, the epoch whose training "
+    "loss is nearest to what both reached (`evidence/matched.py`).\n"
+)
+
+
 @functools.cache
-def load(tier: str, task: str) -> dict[str, Any] | None:
-    path = RESULTS / tier / task / "results.json"
+def load(tier: str, task: str, name: str = "results.json") -> Any:
+    path = RESULTS / tier / task / name
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -234,8 +240,13 @@ def what_is_redundant(
         file = PAGE.with_name(f"pruning-{tier}-{row['task']}.svg")
         files[file] = redundancy.curves(data)
         yield f"**{row['title']}**\n"
-        yield from redundancy.table(data, row["base"])
+        yield from redundancy.table(data, redundancy.audits(data), row["base"])
         yield f"\n![Pruning curves of {row['title']}]({file.name})\n"
+        pairs = load(tier, row["task"], "matched.json")
+        for arm in dict.fromkeys(pair["sage"] for pair in pairs or ()):
+            yield MATCHED.format(title=row["title"], label=data["arms"][arm]["label"])
+            yield from redundancy.table(data, redundancy.at_matched_loss(pairs, arm), row["base"])
+            yield ""
 
 
 def against(data: dict[str, Any], entry: dict[str, Any], scale: float) -> str:
