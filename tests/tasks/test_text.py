@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    TrainingArguments,
+)
 
+from sagelr.audit import scoring
 from sagelr.errors import UsageError
 from sagelr.tasks import family
 from sagelr.tasks.language import vocabulary
 from sagelr.tasks.text import MINILM, TextClassification, TextModelOptions, TextOptions
+from sagelr.training import evaluation
 
 SMALL = {
     "vocabulary": 320,
@@ -266,6 +273,44 @@ def test_scores_are_learnt_standardized_and_reported_in_their_unit(
     loss = task.model(0)(**batch).loss
     assert loss.ndim == 0
     assert torch.isfinite(loss)
+
+
+def test_rows_are_evaluated_by_length_which_changes_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"film {row} was {'so ' * (row * 7 % 40)}good,{row % 2}" for row in range(200)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    task = make(tmp_path / "data.csv", test=60)
+    model = task.model(0)
+    padded: list[int] = []
+    collate = task.collate
+
+    def counted(rows: Any) -> Any:
+        batch = collate(rows)
+        padded.append(int(batch["attention_mask"].eq(0).sum()))
+        return batch
+
+    monkeypatch.setattr(task, "collate", counted)
+    args = TrainingArguments(
+        str(tmp_path / "out"), per_device_eval_batch_size=8, use_cpu=True, report_to="none"
+    )
+    trainer = evaluation.SharedEvaluation(
+        model, args, data_collator=counted, compute_metrics=task.scores, processing_class=None
+    )
+    found: dict[str, list[Any]] = {"by length": [], "as they come": []}
+    for scores in found.values():
+        first = len(padded)
+        told = trainer.evaluate(task.test)  # type: ignore[arg-type]
+        scores.append({key: told[f"eval_{key}"] for key in ("loss", "accuracy", "macro_f1")})
+        scores.append(scoring.Scorer(task, "test", 8)(model))
+        scores.append(sum(padded[first:]))
+        for module in (evaluation, scoring):
+            monkeypatch.setattr(module, "evaluation_order", lambda rows: range(len(rows)))
+    (ours, audited, little), (plain, audited_plain, much) = found.values()
+    assert ours == pytest.approx(plain, rel=1e-5)
+    assert audited == pytest.approx(audited_plain, rel=1e-5)
+    assert audited["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+    assert little < much / 3
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sagelr.audit.schema import Measurement
 from sagelr.audit.sensitivity import modes_kept
 from sagelr.errors import SagelrError, UsageError
-from sagelr.tasks import Split, Task
+from sagelr.tasks import Split, Task, evaluation_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,16 +95,19 @@ class Scorer:
         from transformers import EvalPrediction
         from transformers.trainer_pt_utils import EvalLoopContainer
 
+        from sagelr.training.evaluation import labels_of
+
         kept, labels = (EvalLoopContainer(True, padding_index=-100) for _ in range(2))
-        total = 0.0
+        total = count = 0.0
         with modes_kept(model):
             model.eval()
-            for start in range(0, len(self.rows), self.batch_size):
-                stop = min(start + self.batch_size, len(self.rows))
-                batch = self.task.collate([self.rows[row] for row in range(start, stop)])
-                batch = to(model.device, batch)
+            order = evaluation_order(self.rows)
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                batch = to(model.device, self.task.collate([self.rows[row] for row in rows]))
                 loss, logits = outputs(model, batch)
-                total += loss * (stop - start)
+                counted = int(labels_of(batch))
+                total, count = total + loss * counted, count + counted
                 kept.add(self.task.keep_logits(logits, batch["labels"]))
                 labels.add(batch["labels"])
             guesses: Any = kept.get_arrays()
@@ -112,7 +115,7 @@ class Scorer:
             found = self.task.scores(EvalPrediction(guesses, truths))
             if self.decode:
                 found |= self.task.generation_scores(model, self.rows, batch_size=self.batch_size)
-        scores = {"loss": total / len(self.rows), **found}
+        scores = {"loss": total / count, **found}
         return {name: float(value) for name, value in scores.items()}
 
 

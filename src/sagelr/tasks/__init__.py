@@ -63,11 +63,25 @@ class Split(Protocol):
     A training split whose rows change from epoch to epoch has `set_epoch(epoch)`, which is called
     before each epoch, and `seed`, which is set to the run's. What it changes is a function of seed,
     epoch and index alone, so that a training that is resumed sees the same rows.
+
+    A split whose rows are padded to the longest of a batch may have `lengths`, one a row, which
+    `evaluation_order` goes by.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+def evaluation_order(rows: Split) -> Sequence[int]:
+    """The rows of a split in the order to evaluate them in: by length, where they have lengths.
+
+    With rows of like length in a batch little is padded. In any other order padding may take
+    several times as long as the rows themselves.
+    """
+    lengths: Sequence[int] | None = getattr(rows, "lengths", None)
+    places = range(len(rows))
+    return places if lengths is None else sorted(places, key=lengths.__getitem__)
 
 
 class Task(ABC):

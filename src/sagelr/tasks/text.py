@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sagelr.errors import UsageError
-from sagelr.tasks import Metric, Task, hub
+from sagelr.tasks import Metric, Task, evaluation_order, hub
 from sagelr.tasks.language import corpus, glue, metrics, tokens, vocabulary
 from sagelr.tasks.language.corpus import Corpus, Rows
 from sagelr.tasks.splits import arrange
@@ -255,17 +255,17 @@ class TextClassification(Task):
         encoded = self._encode(rows)
         training = model.training
         model.eval()
-        found: list[Any] = []
+        found: dict[int, Any] = {}
+        order = evaluation_order(encoded)
         for start in range(0, len(encoded), PREDICTED):
-            batch = self.collate(
-                [encoded[k] for k in range(start, min(start + PREDICTED, len(encoded)))]
-            )
+            together = order[start : start + PREDICTED]
+            batch = self.collate([encoded[row] for row in together])
             del batch["labels"]
             logits = model(**{name: each.to(model.device) for name, each in batch.items()}).logits
             best = logits.argmax(-1) if self._corpus.classes else logits.float().reshape(-1)
-            found += best.tolist()
+            found |= zip(together, best.tolist(), strict=True)
         model.train(training)
-        return found
+        return [found[row] for row in range(len(encoded))]
 
     # -- words --------------------------------------------------------------------------------
 

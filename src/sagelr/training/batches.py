@@ -74,16 +74,17 @@ def loader(
     return prepare_data_loader(plain, device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def in_order(rows: int, size: int, least: int) -> Plan:
-    """Rows in their order, `size` to a batch, the last batch joined to the one before if short.
+def in_order(rows: Sequence[int], size: int, least: int) -> Plan:
+    """Rows in this order, `size` to a batch, the last batch joined to the one before if short.
 
     Args:
         rows: of the split.
         size: rows of a batch.
         least: rows that a batch has to have, unless there are no more at all.
     """
-    starts = [start for start in range(0, rows, size) if start == 0 or rows - start >= least]
-    return lambda _: [list(range(*pair)) for pair in pairwise([*starts, rows])]
+    total = len(rows)
+    starts = [start for start in range(0, total, size) if start == 0 or total - start >= least]
+    return lambda _: [list(rows[start:stop]) for start, stop in pairwise([*starts, total])]
 
 
 def shuffled(rows: int, size: int, seed: int) -> Plan:

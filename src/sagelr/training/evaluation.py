@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from sagelr.tasks import evaluation_order
 from sagelr.training.batches import Batches, in_order, loader
 
 IGNORED = -100  # a label that does not count
@@ -31,15 +32,14 @@ class SharedEvaluation(Trainer):
     _parts: list[Tensor]  # of each: its loss times its labels, and its labels
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The rows of a split in order, as far as they are this process's."""
+        """The rows of a split, as far as they are this process's; no score depends on order."""
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        count = self.args.world_size
-        if count == 1:
-            return super().get_eval_dataloader(rows)
-        plan = in_order(len(rows), self.args.per_device_eval_batch_size * count, count)
-        batches = Batches(plan, self.args.process_index, count)
+        args, count = self.args, self.args.world_size
+        size = args.per_device_eval_batch_size * count
+        batches = Batches(in_order(evaluation_order(rows), size, count), args.process_index, count)
         collate: Callable[[list[Any]], Any] = self.data_collator
-        return loader(rows, batches, collate, self.accelerator.device, pinned=False)
+        pinned = args.dataloader_pin_memory
+        return loader(rows, batches, collate, self.accelerator.device, pinned=pinned)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Evaluate this process's part of a batch."""
