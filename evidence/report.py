@@ -267,7 +267,8 @@ def interval(gap: dict[str, Any], scale: float) -> str:
 
 
 def describe(machine: dict[str, Any]) -> str:
-    return f"{machine['processor']}, {machine['cores']} cores, device {machine['device']}"
+    vectors = f", {machine['vectors']}" if "vectors" in machine else ""
+    return f"{machine['processor']}{vectors}, {machine['cores']} cores, device {machine['device']}"
 
 
 if __name__ == "__main__":

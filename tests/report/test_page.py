@@ -344,6 +344,7 @@ def test_it_says_how_it_was_made(study, show):
         "Invented here.",
         "1,000 train, 300 validation and 497 test",
         "seeds 1000–1009",
+        "a CPU, AVX2, 2 cores, 8 GiB, Linux",
         "torch 2.13.0",
         "Read once, at 10 seeds.",
         document["data"]["sha256"],

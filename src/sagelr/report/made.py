@@ -146,11 +146,14 @@ def _looks(looks: list[int]) -> str:
 
 def _machine(data: Mapping[str, Any]) -> Iterator[Entry]:
     machine = data["machine"]
-    parts = [str(machine.get(key)) for key in ("processor", "platform") if machine.get(key)]
-    if machine.get("cores"):
-        parts.insert(1, count(machine["cores"], "core"))
-    if machine.get("memory_gib"):
-        parts.insert(2, f"{machine['memory_gib']:g}{FIXED}GiB")
+    shown = {
+        "processor": str,
+        "vectors": str,
+        "cores": lambda cores: count(cores, "core"),
+        "memory_gib": lambda size: f"{size:g}{FIXED}GiB",
+        "platform": str,
+    }
+    parts = [show(machine[key]) for key, show in shown.items() if machine.get(key)]
     yield Entry("machine", ", ".join(parts))
     if machine.get("device"):
         yield Entry("trained on", str(machine["device"]))

@@ -334,6 +334,8 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
+        # Processors of one name may differ in it, and by a factor of two in speed.
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count() or 1,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
