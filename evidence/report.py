@@ -64,7 +64,7 @@ SECTIONS = {
 
 MATCHED = (
     "**{title}, {label} at matched loss**: of the two runs of a seed, the epoch whose training "
-    "loss is nearest to what both reached (`evidence/matched.py`).\n"
+    "loss is nearest to what both reached (`make evidence-{task} MATCHED=1`).\n"
 )
 
 
@@ -244,7 +244,8 @@ def what_is_redundant(
         yield f"\n![Pruning curves of {row['title']}]({file.name})\n"
         pairs = load(tier, row["task"], "matched.json")
         for arm in dict.fromkeys(pair["sage"] for pair in pairs or ()):
-            yield MATCHED.format(title=row["title"], label=data["arms"][arm]["label"])
+            label = data["arms"][arm]["label"]
+            yield MATCHED.format(title=row["title"], label=label, task=row["task"])
             yield from redundancy.table(data, redundancy.at_matched_loss(pairs, arm), row["base"])
             yield ""
 
