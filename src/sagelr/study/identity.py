@@ -21,6 +21,7 @@ from sagelr.study.storage import DATABASE, Storage
 RESULTS, PAGE = "results.json", "report.html"
 # What may differ between two starts of one study: none of it changes a finished run or its verdict.
 FREE = ("title", "description", "quick", "aliases", "study.report_seeds")
+EXTENSIONS = "study.max_extensions"  # until settings are chosen, it may still be changed
 
 
 def make_folder(out: Path, shared: bool) -> None:
@@ -136,6 +137,10 @@ def _same_recipe(
 ) -> None:
     """Refuse to mix runs of different settings in one study."""
     before, after = _flat(then), _flat(now)
+    if "extensions" in storage.records:
+        before[EXTENSIONS] = storage.records["extensions"]
+    elif "chosen" not in storage.records:
+        before[EXTENSIONS] = after[EXTENSIONS]
     differing = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
     if differing:
         shown = "; ".join(

@@ -61,13 +61,15 @@ class Tuning:
     done: bool
 
 
-def tuning(recipe: Recipe, scores: Scores) -> Tuning:
+def tuning(recipe: Recipe, scores: Scores, extensions: int | None = None) -> Tuning:
     """Where tuning stands, worked out anew from the recipe and what has been finished.
 
     Args:
         recipe: with the grids to start from.
         scores: of finished runs by key; inf for a run that diverged, None for one that failed.
+        extensions: at most; the recipe's by default.
     """
+    most = recipe.study.max_extensions if extensions is None else extensions
     grids: dict[str, Grid] = {
         name: {axis: list(values) for axis, values in arm.grid.items()}
         for name, arm in recipe.chosen_arms().items()
@@ -87,7 +89,7 @@ def tuning(recipe: Recipe, scores: Scores) -> Tuning:
         }
         if any(run.key not in scores for run in runs):
             return Tuning(runs, arms, done=False)
-        if rounds == recipe.study.max_extensions or not any(edges.values()):
+        if rounds == most or not any(edges.values()):
             return Tuning(runs, arms, done=True)
         rounds += 1
         widths = {name: len(settings_of(grid)) // len(grid["lr"]) for name, grid in grids.items()}

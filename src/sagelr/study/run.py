@@ -185,8 +185,10 @@ class _Study:
         }
         # Once the choice stands, what had failed by then is not tried again.
         scores |= dict.fromkeys(tune.given_up if chosen is None else tune.failed)
-        tuning = plan.tuning(self.recipe, scores)
-        if chosen is None and tuning.done:
+        most = self.storage.records.get("extensions", self.recipe.study.max_extensions)
+        tuning = plan.tuning(self.recipe, scores, most)
+        # Whoever would extend the grids further, here or on another machine, no longer does.
+        if chosen is None and tuning.done and self.storage.settle("extensions", most) == most:
             chosen = self._choose(tuning)
         seeds = identity.report_seeds(self.storage.records)
         reporting = plan.reporting(self.recipe, chosen, seeds) if chosen else []
@@ -207,7 +209,7 @@ class _Study:
             if tuned.on_edge and not self.request.quick:
                 self.request.note(
                     f"The best lr of {name}, {tuned.chosen['lr']:g}, is still at the end of its "
-                    f"grid after {self.recipe.study.max_extensions} extensions; a better one may "
+                    f"grid after {self.storage.records['extensions']} extensions; a better one may "
                     "lie beyond. A study with a larger study.max_extensions would look there."
                 )
             chosen[name] = tuned.chosen
