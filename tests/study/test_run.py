@@ -256,6 +256,24 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe, pretend, tmp_path)
     assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
+def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp_path, ctrl_c):
+    def falling(run):
+        if len(pretend.trained) == 7:  # in the first extension
+            ctrl_c()
+        return pretend.entry(run, run.setting["lr"])
+
+    with pytest.raises(InterruptedStudyError):
+        pretend(recipe({"study.max_extensions": 1}), tmp_path / "out", falling)
+    more = recipe({"study.max_extensions": 3})
+    document = pretend(more, tmp_path / "out", falling)
+    assert document["arms"]["adamw"]["grid"]["lr"] == [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]
+    begun = len(pretend.trained)
+    assert pretend(more, tmp_path / "out")["status"] == "complete"
+    assert len(pretend.trained) == begun
+    with pytest.raises(UsageError, match=r"study.max_extensions was 3 and is now 4.*--out another"):
+        pretend(recipe({"study.max_extensions": 4}), tmp_path / "out")
+
+
 def test_another_title_is_the_same_study(recipe, pretend, tmp_path):
     pretend(recipe(), tmp_path / "out")
     assert pretend(recipe({"title": "Some digits"}), tmp_path / "out")["status"] == "complete"
