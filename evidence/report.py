@@ -94,6 +94,15 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
         yield line(row["title"], data, entry, next(adjusted))
     machines = sorted({describe(data["machine"]) for _, data in found if data})
     yield f"\nMachine: {'; '.join(machines)}.\n" if machines else ""
+    for row, data in found:
+        for arm in (row["base"], row["sage"]) if data else ():
+            tuned = data["tuning"][arm]
+            if tuned["on_edge"]:
+                yield (
+                    f"{row['title']}: {data['arms'][arm]['label']}'s best lr, "
+                    f"{tuned['chosen']['lr']:g}, was still at the end of its grid when it could be "
+                    "extended no more; a better one may lie beyond.\n"
+                )
 
 
 def run_rows(tier: str, rows: list[dict[str, str]]) -> Iterator[Ran]:
