@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-LEFT, WIDTH, RIGHT, STEP, TOP = 250, 420, 130, 30, 46
+LEFT, WIDTH, RIGHT, STEP, TOP = 360, 420, 130, 30, 46
 MOST = 3.0  # margins to each side; what goes beyond ends in an arrow
 
 
