@@ -85,9 +85,31 @@ def figures(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def conclusion(data: Mapping[str, Any], sage: str, base: str) -> str:
-    """How far the models of both can be pruned, in a sentence."""
-    found, metric = audits(data), data["recipe"]["metric"]
+def conclusion(
+    data: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] | None, sage: str, base: str
+) -> str:
+    """How far the models of both can be pruned, in a sentence.
+
+    Args:
+        data: results.json.
+        pairs: matched.json, where there is one.
+        sage: an arm.
+        base: the arm that it is held against.
+    """
+    metric = data["recipe"]["metric"]
+    which, figures = prunable(audits(data), metric, sage, base)
+    told = (
+        f"The models that SAGE trained {which} pruning than its base's: with the least "
+        f"sensitive weights gone first and 99% of the {label(metric)} kept, {figures}"
+    )
+    if pairs:
+        which, figures = prunable(at_matched_loss(pairs, sage), metric, sage, base)
+        told += f". At one and the same training loss they {which}: {figures}"
+    return f"{told}. Descriptive"
+
+
+def prunable(found: Audits, metric: Mapping[str, Any], sage: str, base: str) -> tuple[str, str]:
+    """Whether they bear more or less pruning, and the shares of weights that can go."""
     seeds = sorted(found[base].keys() & found[sage].keys())
     kept = {
         arm: [found[arm][seed]["curves"][0]["keeps99"][metric["name"]] for seed in seeds]
@@ -95,12 +117,16 @@ def conclusion(data: Mapping[str, Any], sage: str, base: str) -> str:
     }
     gap = statistics.difference(kept[base], kept[sage])
     (before, after), (low, high) = (sum(of) / len(of) for of in kept.values()), gap.ci95
-    which = "more" if low > 0 else "less" if high < 0 else "neither more nor less"
-    return (
-        f"The models that SAGE trained bear {which} pruning than its base's: with the least "
-        f"sensitive weights gone first, {after:.0%} against {before:.0%} can go with 99% of the "
-        f"{label(metric)} kept ({100 * gap.mean:+.1f} points of weights, 95% interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f}; descriptive)"
+    which = (
+        "bear more"
+        if low > 0
+        else "bear less"
+        if high < 0
+        else "are not shown to bear more or less"
+    )
+    return which, (
+        f"{after:.1%} of them against {before:.1%} ({100 * gap.mean:+.1f} points, 95% interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f})"
     )
 
 

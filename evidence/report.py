@@ -174,7 +174,8 @@ def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
     )
     for tier, row, data, entry in found:
         if redundancy.audits(data):
-            said = redundancy.conclusion(data, entry["sage"], entry["base"])
+            pairs = load(tier, row["task"], "matched.json")
+            said = redundancy.conclusion(data, pairs, entry["sage"], entry["base"])
             yield f"- {row['title']} (tier {tier}): {said}."
     yield ""
 
