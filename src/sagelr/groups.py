@@ -108,7 +108,7 @@ def param_groups(
             a scope, pattern or callable that selects none of them; an invalid pattern.
         TypeError: model, weight_decay, sage or no_decay of the wrong type.
 
-    Example:
+    Examples:
         >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, dim_feedforward=16)
         >>> model = nn.ModuleDict({"layers": nn.ModuleList([layer]), "head": nn.Linear(8, 2)})
         >>> for group in param_groups(model):
@@ -161,7 +161,7 @@ def module_kind(name: str) -> Kind:
     Returns:
         "attention", "feed-forward", "embedding", "norm", "head" or "other".
 
-    Example:
+    Examples:
         >>> module_kind("bert.encoder.layer.3.attention.self.query.weight")
         'attention'
         >>> module_kind("bert.encoder.layer.3.attention.output.LayerNorm.weight")
@@ -183,7 +183,7 @@ def layer_of(name: str) -> tuple[str, int | None]:
         in one layer are its "feed-forward"), or else the module that owns it; and the number of
         the layer, within its stage where there are stages, None for what is in none.
 
-    Example:
+    Examples:
         >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
         ('bert.encoder.layer.3.attention', 3)
         >>> layer_of("model.decoder.layers.0.fc1.weight")
@@ -209,7 +209,7 @@ def locate(model: nn.Module) -> dict[str, Place]:
     Returns:
         Parameter name → `Place(layer, depth, kind)`, in the order of the parameters.
 
-    Example:
+    Examples:
         >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True)
         >>> locate(nn.TransformerEncoder(layer, num_layers=2))["layers.1.linear2.weight"]
         Place(layer='layers.1.feed-forward', depth=1, kind='feed-forward')

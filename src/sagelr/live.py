@@ -64,7 +64,7 @@ class SageProbe:
         FileExistsError: the file is there and not empty, and append was not asked for.
         ImportError: a .parquet file without pyarrow.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sagelr import SageAdamW
         >>> model = nn.Linear(4, 2, bias=False)

@@ -170,7 +170,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     Raises:
         UsageError: it has no `=`, or no key.
 
-    Example:
+    Examples:
         >>> parse_override("arms.adamw.grid.lr=[1e-3, 2e-3]")
         ('arms.adamw.grid.lr', [0.001, 0.002])
         >>> parse_override("train.device=cpu")

@@ -55,7 +55,7 @@ def sensitivity(param: Tensor | Tensors, grad: Tensor | Tensors) -> Tensor | lis
     Returns:
         I ≥ 0, same shape, in units of the loss.
 
-    Example:
+    Examples:
         >>> sensitivity(torch.tensor([2.0, -3.0]), torch.tensor([0.5, 1.0]))
         tensor([1., 3.])
     """
@@ -83,7 +83,7 @@ def smooth(
     Returns:
         Ī after this step, not bias-corrected.
 
-    Example:
+    Examples:
         >>> smooth(torch.tensor([0.0, 4.0]), torch.tensor([4.0, 4.0]), 0.75)
         tensor([1., 4.])
     """
@@ -109,7 +109,7 @@ def bias_correct(
     Returns:
         The corrected average. At t = 1 it equals I, so that U and with it r are 0.
 
-    Example:
+    Examples:
         >>> bias_correct(torch.tensor([1.0]), 0.75, 1)
         tensor([4.])
     """
@@ -133,7 +133,7 @@ def variation(sensitivity: Tensor | Tensors, smoothed: Tensor | Tensors) -> Tens
     Returns:
         U ≥ 0, same shape, in units of the loss.
 
-    Example:
+    Examples:
         >>> variation(torch.tensor([4.0]), torch.tensor([1.0]))
         tensor([3.])
     """
@@ -165,7 +165,7 @@ def multiplier(
     Returns:
         r, same shape, with 0 ≤ r ≤ `multiplier_bound`.
 
-    Example:
+    Examples:
         >>> multiplier(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0]), 1e-12)
         tensor([3., 1.])
     """
@@ -208,7 +208,7 @@ def relative_multiplier(
     Returns:
         r of each tensor, of its shape; their mean over all elements is 1.
 
-    Example:
+    Examples:
         >>> relative_multiplier([torch.tensor([1.0, 4.0])], 0.5, 1e-12)
         [tensor([1.3333, 0.6667])]
 
@@ -242,7 +242,7 @@ def ratio_multiplier(x: Number, beta0: float) -> Number:
         x: ratio ≥ 0, a number or a tensor.
         beta0: in (0, 1).
 
-    Example:
+    Examples:
         >>> [round(ratio_multiplier(x, 0.75), 3) for x in (0.0, 1.0, 2.0)]
         [1.0, 0.0, 0.6]
     """
@@ -258,7 +258,7 @@ def multiplier_bound(beta0: float, step: int | None = None) -> float:
         beta0: in (0, 1).
         step: t ≥ 1 with bias correction; None without, or for the limit of many steps.
 
-    Example:
+    Examples:
         >>> [round(multiplier_bound(b), 3) for b in (0.6, 0.75, 0.9)]
         [1.5, 3.0, 9.0]
     """

@@ -220,7 +220,7 @@ class Recipe(_Strict):
 def settings_of(grid: Mapping[str, Sequence[float]]) -> list[Setting]:
     """Every point of a grid.
 
-    Example:
+    Examples:
         >>> settings_of({"lr": [0.1, 0.2], "beta0": [0.75]})
         [{'lr': 0.1, 'beta0': 0.75}, {'lr': 0.2, 'beta0': 0.75}]
     """

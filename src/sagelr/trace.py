@@ -26,7 +26,7 @@ def steps_to_probe(total: int) -> list[int]:
 
     The very first step is left out: a corrected Ī equals I there and r is 0 everywhere.
 
-    Example:
+    Examples:
         >>> steps_to_probe(300)[:3], steps_to_probe(300)[-2:]
         ([8, 23, 38], [293, 299])
         >>> steps_to_probe(4)

@@ -278,7 +278,7 @@ def _relative(
 def _stride(count: int, elements: int) -> int:
     """The first prime that keeps a sample within so many: no width of a layer is a multiple of it.
 
-    Example:
+    Examples:
         >>> _stride(20_000, 20_000), _stride(85_000_000, 20_000)
         (1, 4253)
     """

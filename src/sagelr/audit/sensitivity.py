@@ -80,7 +80,7 @@ def audit(model: nn.Module, batches: Iterable[Any], loss: Loss = model_loss) -> 
         UsageError: there are no batches, or the model has no parameters of floating point.
         SagelrError: the loss is no number, or does not depend on the parameters.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(model.weight, 2.0)
         >>> found = audit(model, [torch.tensor([1.0, 3.0])], lambda m, x: m(x).sum())

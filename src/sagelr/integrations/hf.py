@@ -46,7 +46,7 @@ def sage_optimizer(
     Raises:
         ValueError: the scope selects nothing in the model.
 
-    Example:
+    Examples:
         >>> args = TrainingArguments(learning_rate=1e-3, adam_beta2=0.98, report_to="none")
         >>> cls, kwargs = sage_optimizer(args, beta0=0.8)
         >>> cls.__name__, kwargs["lr"], kwargs["betas"], kwargs["beta0"]

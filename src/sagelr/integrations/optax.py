@@ -79,7 +79,7 @@ def scale_by_sage(
     Raises:
         ValueError: an option out of range; in `update`, params=None.
 
-    Example:
+    Examples:
         >>> tx = scale_by_sage(optax.identity(), sage_bias_correction=False)
         >>> params = jnp.array([1.0, 2.0])
         >>> updates, state = tx.update(jnp.array([0.5, -1.0]), tx.init(params), params)

@@ -58,7 +58,7 @@ def released_options(name: str, **options: Any) -> dict[str, Any]:
         ValueError: an unknown optimizer.
         TypeError: an option that theirs does not have, or that belongs elsewhere here.
 
-    Example:
+    Examples:
         >>> released_options("usadamax", lr=2e-4, beta3=0.85)["beta0"]
         0.85
     """
@@ -124,7 +124,7 @@ def released_schedule(name: str, warmup: float, t_total: int) -> Callable[[int],
         warmup: share of the steps, in [0, 1).
         t_total: steps of the whole training, ≥ 1.
 
-    Example:
+    Examples:
         >>> factor = released_schedule("usadamax", warmup=0.1, t_total=100)
         >>> factor(0), factor(5), round(factor(55), 3)
         (0.0, 0.5, 0.5)

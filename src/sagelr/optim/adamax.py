@@ -58,7 +58,7 @@ class SageAdamax(SageOptimizer):
         ValueError, TypeError: an option out of range or of the wrong kind.
         RuntimeError: in `step`, a sparse gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = SageAdamax(model.parameters(), lr=2e-4, beta0=0.85, decay="scaled")

@@ -64,7 +64,7 @@ class SageAdamW(SageOptimizer):
         ValueError, TypeError: an option out of range or of the wrong kind.
         RuntimeError: in `step`, a sparse gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = SageAdamW(model.parameters(), lr=2e-3)

@@ -56,7 +56,7 @@ class SageSGD(SageOptimizer):
         ValueError, TypeError: an option out of range or of the wrong kind.
         RuntimeError: in `step`, a sparse gradient.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = SageSGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)

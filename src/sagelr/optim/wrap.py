@@ -73,7 +73,7 @@ class Sage(Optimizer):
         ValueError: an option out of range.
         RuntimeError: in `step`, a sparse gradient, or master weights found in the state.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(4, 2)
         >>> optimizer = Sage(torch.optim.RMSprop(model.parameters(), lr=1e-3), beta0=0.75)

@@ -190,7 +190,7 @@ def failures(study: Study) -> list[Step]:
 def with_seeds(command: str, number: int) -> str:
     """The command that goes on with more seeds.
 
-    Example:
+    Examples:
         >>> with_seeds("sagelr compare digits-vit --seeds 4 --jobs 2", 40)
         'sagelr compare digits-vit --jobs 2 --seeds 40'
     """

@@ -85,7 +85,7 @@ def render(found: Found) -> str:
 def embedded(data: Mapping[str, Any]) -> str:
     r"""JSON that can stand inside a script element: no `<`, `>` or `&`, and no NaN.
 
-    Example:
+    Examples:
         >>> print(embedded({"name": "</script>", "y": [float("nan")]}))
         {"name":"\u003c/script\u003e","y":[null]}
     """

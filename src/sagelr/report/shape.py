@@ -200,7 +200,7 @@ def fault(value: Any, shape: Any) -> str | None:
         shape: a type or several, a dict of keys that must be there, a list of one shape, Each or
             Maybe.
 
-    Example:
+    Examples:
         >>> fault({"runs": [{"seed": "one"}]}, {"runs": [{"seed": int}]})
         'runs[0].seed is a string'
         >>> fault({}, {"runs": [int]})

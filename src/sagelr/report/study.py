@@ -128,7 +128,7 @@ def spread(values: Sequence[float]) -> float | None:
 def interval(values: Sequence[float]) -> float | None:
     """Half the width of Student's 95% interval for the mean, or None below two.
 
-    Example:
+    Examples:
         >>> round(interval([1.0, 2.0, 3.0]), 2)
         2.48
     """
@@ -145,7 +145,7 @@ def student(freedom: int) -> float:
     Args:
         freedom: degrees of freedom, 1 or more.
 
-    Example:
+    Examples:
         >>> round(student(9), 3)
         2.262
     """

@@ -48,7 +48,7 @@ class Scale:
     def title(self) -> str:
         """For an axis or a heading.
 
-        Example:
+        Examples:
             >>> Scale("accuracy", 100, "%").title
             'accuracy (%)'
         """
@@ -62,7 +62,7 @@ class Scale:
     def show(self, value: float | None) -> str:
         """A score.
 
-        Example:
+        Examples:
             >>> Scale("accuracy", 100, "%").show(0.9612)
             '96.12%'
         """
@@ -75,7 +75,7 @@ class Scale:
     def margin(self, value: float) -> str:
         r"""A difference that somebody set, in the digits it was set in.
 
-        Example:
+        Examples:
             >>> Scale("accuracy", 100, "%").margin(0.01)
             '1\xa0point'
         """
@@ -105,7 +105,7 @@ LOSS = Scale("loss", greater_is_better=False)
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent where that is short.
 
-    Example:
+    Examples:
         >>> number(0.0004), number(1.25e-7, 2), number(12345.0), number(None)
         ('0.0004', '1.2×10⁻⁷', '12,300', '–')
     """
@@ -125,7 +125,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def share(value: float | None) -> str:
     """A share as a percentage.
 
-    Example:
+    Examples:
         >>> share(0.1234), share(0.00031), share(0)
         ('12.3%', '0.031%', '0%')
     """
@@ -140,7 +140,7 @@ def share(value: float | None) -> str:
 def p_value(value: float) -> str:
     """A p-value with its sign of relation, as far as it means something.
 
-    Example:
+    Examples:
         >>> p_value(0.7353), p_value(0.0123)
         ('0.74', '0.012')
     """
@@ -150,7 +150,7 @@ def p_value(value: float) -> str:
 def duration(seconds: float | None) -> str:
     r"""A time.
 
-    Example:
+    Examples:
         >>> duration(4.14), duration(135), duration(7320), duration(None)
         ('4.1\xa0s', '2\xa0min 15\xa0s', '2\xa0h 2\xa0min', '–')
     """
@@ -168,7 +168,7 @@ def duration(seconds: float | None) -> str:
 def memory(mib: float | None) -> str:
     r"""An amount of memory.
 
-    Example:
+    Examples:
         >>> memory(557.2), memory(4096)
         ('557\xa0MiB', '4.0\xa0GiB')
     """
@@ -180,7 +180,7 @@ def memory(mib: float | None) -> str:
 def setting(values: Mapping[str, float] | None) -> str:
     r"""A point of a grid.
 
-    Example:
+    Examples:
         >>> setting({"lr": 0.002, "beta0": 0.8})
         'lr\xa00.002, β0\xa00.8'
     """
@@ -192,7 +192,7 @@ def setting(values: Mapping[str, float] | None) -> str:
 def listed(items: Sequence[str], last: str = "and") -> str:
     """A list in a sentence.
 
-    Example:
+    Examples:
         >>> listed(["a", "b", "c"])
         'a, b and c'
     """
@@ -204,7 +204,7 @@ def listed(items: Sequence[str], last: str = "and") -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     r"""A number of things.
 
-    Example:
+    Examples:
         >>> count(1, "run"), count(2, "run"), count(2000, "run")
         ('1\xa0run', '2\xa0runs', '2,000\xa0runs')
     """
@@ -214,7 +214,7 @@ def count(number: int, one: str, many: str | None = None) -> str:
 def seeds(values: Sequence[int]) -> str:
     """Seeds, consecutive ones as a range.
 
-    Example:
+    Examples:
         >>> seeds([1000, 1001, 1002, 1009]), seeds([0, 1])
         ('1000–1002, 1009', '0, 1')
     """

@@ -72,7 +72,7 @@ def difference(base: Sequence[float], sage: Sequence[float]) -> Difference:
         base: scores, one a seed; two or more.
         sage: scores for the same seeds in the same order.
 
-    Example:
+    Examples:
         >>> found = difference([0.0, 1.0, 0.0], [1.0, 2.0, 4.0])
         >>> round(found.mean, 3), round(found.p_value, 3)
         (2.0, 0.184)
@@ -175,7 +175,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     The i-th smallest of m is multiplied by m − i + 1, and none is below a smaller one's.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
 

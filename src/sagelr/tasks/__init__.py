@@ -46,7 +46,7 @@ class Metric:
     def show(self, value: float, digits: int = 2) -> str:
         """A score as a person reads it.
 
-        Example:
+        Examples:
             >>> Metric("accuracy", scale=100, unit="%").show(0.9612)
             '96.12%'
         """

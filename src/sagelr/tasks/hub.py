@@ -89,7 +89,7 @@ def load_dataset(name: str, configuration: str | None, otherwise: str) -> Datase
 def said(name: str, configuration: str | None) -> str:
     """A sentence for what was loaded from the hub.
 
-    Example:
+    Examples:
         >>> said("nyu-mll/glue", "rte")
         "the hub, datasets.load_dataset('nyu-mll/glue', 'rte')"
     """

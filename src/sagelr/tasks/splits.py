@@ -54,7 +54,7 @@ def arrange(
     Raises:
         UsageError: too few rows are left.
 
-    Example:
+    Examples:
         >>> parts = arrange({"train": [0, 1] * 50, "test": [0, 1]}, validation=0.2, test=0, seed=0)
         >>> {name: (part.source, len(part.rows)) for name, part in parts.items()}
         {'train': ('train', 80), 'validation': ('train', 20), 'test': ('test', 2)}
@@ -104,7 +104,7 @@ def arrange(
 def count(share: float, rows: int) -> int:
     """A number of rows: a share of them if below 1, else the number itself.
 
-    Example:
+    Examples:
         >>> count(0.1, 50), count(12, 50)
         (5, 12)
     """
@@ -127,7 +127,7 @@ def held_out(
         seed: of the draw, which depends on nothing else.
         groups: rows that are equal here stay together.
 
-    Example:
+    Examples:
         >>> kept, held = held_out(["a"] * 8 + ["b"] * 4, 3, seed=0)
         >>> len(kept), sorted(row < 8 for row in held)
         (9, [False, True, True])

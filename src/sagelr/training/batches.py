@@ -90,7 +90,7 @@ def in_order(rows: Sequence[int], size: int, least: int) -> Plan:
 def shuffled(rows: int, size: int, seed: int) -> Plan:
     """Rows in a random order, `size` to a batch; the last batch holds what is left.
 
-    Example:
+    Examples:
         >>> [len(batch) for batch in shuffled(10, 4, seed=0)(epoch=3)]
         [4, 4, 2]
     """
@@ -127,7 +127,7 @@ def by_tokens(lengths: Sequence[int], tokens: int, seed: int) -> Plan:
         tokens: of a batch, padding among them. A row that is longer makes a batch of its own.
         seed: of the order.
 
-    Example:
+    Examples:
         >>> sorted(map(len, by_tokens([5, 5, 5, 5, 5], tokens=10, seed=0)(epoch=0)))
         [1, 2, 2]
     """

@@ -72,7 +72,7 @@ def rank() -> int:
 def name_of(setting: Mapping[str, float]) -> str:
     """A setting in words.
 
-    Example:
+    Examples:
         >>> name_of({"lr": 0.001, "beta0": 0.75})
         'lr=0.001,beta0=0.75'
     """

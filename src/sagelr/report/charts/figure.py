@@ -62,7 +62,7 @@ class Figure:
 def plain(text: str, longest: int = LONGEST) -> str:
     """A name that Plotly, which reads some HTML in every text, shows as it is.
 
-    Example:
+    Examples:
         >>> plain("<b>a & b</b>")
         '&lt;b&gt;a &amp; b&lt;/b&gt;'
     """
@@ -100,7 +100,7 @@ def round_values(values: Sequence[float], few: bool = False) -> list[float]:
         values: all > 0.
         few: where there is room for few.
 
-    Example:
+    Examples:
         >>> round_values([0.03, 0.04])
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
         >>> round_values([0.03, 0.4], few=True)
@@ -118,7 +118,7 @@ def round_values(values: Sequence[float], few: bool = False) -> list[float]:
 def tick_name(value: float) -> str:
     """A round number on an axis.
 
-    Example:
+    Examples:
         >>> tick_name(0.01), tick_name(1e-9), tick_name(3e-9)
         ('0.01', '10⁻⁹', '3×10⁻⁹')
     """
@@ -242,7 +242,7 @@ def stack(values: Sequence[float], width: float) -> list[float]:
         values: of the dots.
         width: dots nearer than this are put beside each other.
 
-    Example:
+    Examples:
         >>> stack([1.0, 1.0, 5.0, 1.1], 0.5)
         [-1.0, 0.0, 0.0, 1.0]
     """

@@ -30,7 +30,7 @@ LONGEST = 26  # name of a layer on an axis
 def short_names(names: Sequence[str]) -> list[str]:
     """Dotted names without what all of them begin with.
 
-    Example:
+    Examples:
         >>> short_names(["vit.layers.0.mlp", "vit.layers.1.mlp"])
         ['0.mlp', '1.mlp']
     """

@@ -56,7 +56,7 @@ def figures(study: Study) -> list[Figure]:
 def multiplier(x: float, beta0: float) -> float:
     """r(x) = β0·|x−1| / (β0 + (1−β0)·x), with x = I / Ī before the step and ε → 0.
 
-    Example:
+    Examples:
         >>> multiplier(0, 0.75), multiplier(1, 0.75)
         (1.0, 0.0)
     """

@@ -55,7 +55,7 @@ class Scorer:
             found: translations.
             wanted: the reference of each.
 
-        Example:
+        Examples:
             >>> scorer = Scorer("13a", lowercase=False)
             >>> scorer(["Two men."] * 2, ["Two men.", "A dog."])["exact_match"]
             0.5

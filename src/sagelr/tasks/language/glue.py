@@ -105,7 +105,7 @@ def task_of(name: str | None) -> GlueTask:
     Raises:
         UsageError: there is none.
 
-    Example:
+    Examples:
         >>> task_of("SST-2").title, task_of("mnli-mm").dev
         ('SST-2', 'dev_mismatched')
     """

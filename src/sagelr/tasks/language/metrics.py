@@ -75,7 +75,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], float]] = {
 def score(names: tuple[str, ...], predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Some metrics, and the task's `score`: see `score_in_words`.
 
-    Example:
+    Examples:
         >>> score(("accuracy", "f1"), np.array([1, 1, 0]), np.array([1, 0, 0]))["accuracy"]
         0.6666666666666666
     """
@@ -87,7 +87,7 @@ def score(names: tuple[str, ...], predicted: np.ndarray, labels: np.ndarray) -> 
 def score_in_words(names: tuple[str, ...]) -> str:
     """What `score` is.
 
-    Example:
+    Examples:
         >>> score_in_words(("accuracy", "f1"))
         'the mean of accuracy and f1'
         >>> score_in_words(("accuracy", "macro_f1"))

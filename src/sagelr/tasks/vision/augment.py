@@ -24,7 +24,7 @@ def draws(seed: int, epoch: int, images: int) -> Tensor:
     Returns:
         float64 of shape (images, 8).
 
-    Example:
+    Examples:
         >>> bool((draws(0, 3, 10) == draws(0, 3, 1000)[:10]).all())
         True
     """

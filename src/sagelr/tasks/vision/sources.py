@@ -269,7 +269,7 @@ def arrange(names: Sequence[str], where: str) -> tuple[list[int], list[Entry], l
     Raises:
         UsageError: the paths are not in a layout that is known.
 
-    Example:
+    Examples:
         >>> arrange(["c/train/cat/1.png", "c/train/dog/2.png", "c/read.me"], "c.tar")[1][1]
         Entry(role='train', label='dog', name='c.tar, c/train/dog/2.png')
     """
