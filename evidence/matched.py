@@ -15,22 +15,19 @@ import argparse
 import json
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
-from typing import Any
 
-import torch
+from run import ROOT, write
 
-from sagelr import recipe as recipes
-from sagelr.audit import audit, summary
+from sagelr.audit import summary
 from sagelr.audit.scoring import TrainingBatches
+from sagelr.audit.sides import at_one_loss, mean_loss
 from sagelr.quiet import quiet
+from sagelr.recipe import check
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.train import Run, train
 from sagelr.training import checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
@@ -44,25 +41,21 @@ def main() -> int:
         print(f"{folder} has no results.json: run the row first.", file=sys.stderr)
         return 2
     results = json.loads((folder / "results.json").read_text())
-    rows = tomllib.loads((ROOT / "evidence" / "rows.toml").read_text())["row"]
-    row = next(row for row in rows if row["task"] == options.task)
-    recipe = recipes.load(
-        str(ROOT / row.get(f"recipe_{options.tier}", row["recipe"])),
-        row[options.tier],
-        arms=row["arms"],
-    )
+    given = results["recipe"]
+    recipe = check(given | {"metric": given["metric"]["name"]}, given["name"])
     if not recipe.audit.enabled:
-        print(f"{row['recipe']} asks for no audit.", file=sys.stderr)
+        print(f"{recipe.name} asks for no audit.", file=sys.stderr)
         return 2
     partial = ROOT / "runs" / "evidence" / options.tier / f"{options.task}-matched.json"
     partial.parent.mkdir(parents=True, exist_ok=True)
     pairs = json.loads(partial.read_text()) if partial.is_file() else []
     done = {(pair["sage"], pair["seed"]) for pair in pairs}
     settings = {arm: tuned["chosen"] for arm, tuned in results["tuning"].items()}
+    base = results["comparisons"][0]["base"]
     task = recipe.make_task()
-    base, *others = row["arms"]
+    cls = type(task.model(0))
     for seed in results["comparisons"][0]["seeds"]:
-        wanted = [arm for arm in others if (arm, seed) not in done]
+        wanted = [arm for arm in settings if arm != base and (arm, seed) not in done]
         if not wanted:
             continue
         with tempfile.TemporaryDirectory(prefix="sagelr-") as scratch:
@@ -71,10 +64,20 @@ def main() -> int:
                 for arm in (base, *wanted)
             }
             for arm in wanted:
-                pairs.append(matched(recipe, task, seed, base, arm, reached))
+                level, nearest = at_one_loss([reached[base], reached[arm]])
+                measured = {
+                    name: {
+                        "checkpoint": path.name if path.name != name else None,
+                        **summary(cls.from_pretrained(path), task, recipe.audit),
+                    }
+                    for name, path in zip((base, arm), nearest, strict=True)
+                }
+                pairs.append(
+                    {"seed": seed, "base": base, "sage": arm, "level": level, "measured": measured}
+                )
         partial.write_text(json.dumps(pairs, indent=1))
         print(f"seed {seed} done", flush=True)
-    (folder / "matched.json").write_text(json.dumps(pairs, indent=1) + "\n")
+    write(folder / "matched.json", pairs)
     return 0
 
 
@@ -83,36 +86,11 @@ def losses(recipe: Recipe, task: Task, run: Run, scratch: Path) -> dict[Path, fl
     folder = scratch / run.arm
     train(recipe, run, task, save=folder, keep_checkpoints=True, score_test=False)
     batches = TrainingBatches(task, recipe.audit.batch_size, recipe.audit.examples)
-    found = {}
-    for each in [*sorted(folder.glob(f"{checkpoint.WEIGHTS}-*")), folder]:
-        model = load(task, run.seed, each)
-        found[each] = audit(model, batches.on(model.device)).loss
-    return found
-
-
-def matched(
-    recipe: Recipe,
-    task: Task,
-    seed: int,
-    base: str,
-    sage: str,
-    reached: dict[str, dict[Path, float]],
-) -> dict[str, Any]:
-    """The two runs of a seed at the loss that both have reached."""
-    level = max(min(reached[arm].values()) for arm in (base, sage))
-    measured = {}
-    for arm in (base, sage):
-        nearest = min(reached[arm], key=lambda path: abs(reached[arm][path] - level))
-        measured[arm] = {
-            "checkpoint": nearest.name if nearest.name != arm else None,
-            **summary(load(task, seed, nearest), task, recipe.audit),
-        }
-    return {"seed": seed, "base": base, "sage": sage, "level": level, "measured": measured}
-
-
-def load(task: Task, seed: int, folder: Path) -> Any:
-    model = type(task.model(seed)).from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    cls = type(task.model(run.seed))
+    return {
+        each: mean_loss(cls.from_pretrained(each), batches)
+        for each in [*sorted(folder.glob(f"{checkpoint.WEIGHTS}-*")), folder]
+    }
 
 
 if __name__ == "__main__":

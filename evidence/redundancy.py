@@ -8,6 +8,7 @@ from typing import Any
 
 from picture import text
 
+from sagelr.report.wording import Scale
 from sagelr.study import statistics
 
 LEFT, TOP, WIDTH, HEIGHT = 64, 34, 460, 240
@@ -80,7 +81,7 @@ def figures(data: Mapping[str, Any]) -> dict[str, Any]:
         "effective parameters, share": lambda audit: audit["effective_share"],
     }
     for number, curve in enumerate(first["curves"]):
-        name = f"pruned with 99% of {label(metric)} kept, {NAMES[curve['score']]}"
+        name = f"pruned with 99% of {Scale.of(metric).label} kept, {NAMES[curve['score']]}"
         found[name] = lambda audit, k=number: audit["curves"][k]["keeps99"][metric["name"]]
     return found
 
@@ -97,14 +98,14 @@ def conclusion(
         base: the arm that it is held against.
     """
     metric = data["recipe"]["metric"]
-    which, figures = prunable(audits(data), metric, sage, base)
+    which, shares = prunable(audits(data), metric, sage, base)
     told = (
         f"The models that SAGE trained {which} pruning than its base's: with the least "
-        f"sensitive weights gone first and 99% of the {label(metric)} kept, {figures}"
+        f"sensitive weights gone first and 99% of the {Scale.of(metric).label} kept, {shares}"
     )
     if pairs:
-        which, figures = prunable(at_matched_loss(pairs, sage), metric, sage, base)
-        told += f". At one and the same training loss they {which}: {figures}"
+        which, shares = prunable(at_matched_loss(pairs, sage), metric, sage, base)
+        told += f". At one and the same training loss they {which}: {shares}"
     return f"{told}. Descriptive"
 
 
@@ -128,11 +129,6 @@ def prunable(found: Audits, metric: Mapping[str, Any], sage: str, base: str) -> 
         f"{after:.1%} of them against {before:.1%} ({100 * gap.mean:+.1f} points, 95% interval "
         f"{100 * low:+.1f} to {100 * high:+.1f})"
     )
-
-
-def label(metric: Mapping[str, Any]) -> str:
-    """A metric as a person reads it; older files have its name alone."""
-    return metric.get("label", metric["name"])
 
 
 def _mean(audit: Mapping[str, Any], key: str) -> float:
@@ -171,9 +167,9 @@ def curves(data: Mapping[str, Any]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 30} '
         f'{legend + 20 * len(lines)}" font-family="system-ui, sans-serif" font-size="13" '
         'role="img">',
-        f"<title>Test {label(metric)} by share of weights pruned</title>",
+        f"<title>Test {Scale.of(metric).label} by share of weights pruned</title>",
         '<rect width="100%" height="100%" fill="#ffffff"/>',
-        text(LEFT, TOP - 14, f"test {label(metric)}, mean over the seeds", "start"),
+        text(LEFT, TOP - 14, f"test {Scale.of(metric).label}, mean over the seeds", "start"),
         text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
     ]
     for step in range(6):

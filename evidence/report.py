@@ -15,6 +15,7 @@ from typing import Any
 import redundancy
 from picture import Line, forest
 
+from sagelr.report.wording import Scale
 from sagelr.study import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +217,7 @@ def further(tier: str, what: str) -> Iterator[str]:
         if not wanted:
             continue
         scale = data["recipe"]["metric"]["scale"]
-        yield f"**{folder.name}**, {redundancy.label(data['recipe']['metric'])}\n"
+        yield f"**{folder.name}**, {Scale.of(data['recipe']['metric']).label}\n"
         yield "| arm | setting | mean (sd) | against its base | verdict | against SageAdamW |"
         yield "|---|---|---|---|---|---|"
         for entry in wanted:

@@ -84,6 +84,7 @@ class Scorer:
         self.rows: Split = getattr(task, split)
         if len(self.rows) == 0:
             raise UsageError(f"The {split} split is empty: there is nothing to score on.")
+        self.order = evaluation_order(self.rows)
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
@@ -101,9 +102,8 @@ class Scorer:
         total = count = 0.0
         with modes_kept(model):
             model.eval()
-            order = evaluation_order(self.rows)
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for start in range(0, len(self.order), self.batch_size):
+                rows = self.order[start : start + self.batch_size]
                 batch = to(model.device, self.task.collate([self.rows[row] for row in rows]))
                 loss, logits = outputs(model, batch)
                 counted = int(labels_of(batch))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -17,6 +17,7 @@ from sagelr.audit.subjects import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Where = TypeVar("Where")
 Loader = Callable[[Path | None], "PreTrainedModel"]  # checkpoint, or the finished model
 
 
@@ -51,9 +52,8 @@ def compare(
 ) -> Comparison:
     """Two models at their own loss, and at matched loss where both kept checkpoints.
 
-    The level is the higher of the two lowest losses, so that both have reached it; of each run the
-    checkpoint whose loss is nearest to it is measured. Losses are means over the batches that
-    sensitivity is measured on.
+    The level and the checkpoints are those of `at_one_loss`. Losses are means over the batches
+    that sensitivity is measured on.
 
     Args:
         subjects: the two.
@@ -72,14 +72,13 @@ def compare(
             "--keep-checkpoints), so sensitivities are matched by dividing each by its loss "
             "alone.",
         }
-    losses: list[list[tuple[Path | None, float]]] = []
+    losses: list[dict[Path | None, float]] = []
     for subject, loader, rows, each in zip(subjects, loaders, batches, found, strict=True):
-        reached = [(path, _loss(loader(path), rows)) for path in subject.checkpoints()]
-        losses.append([*reached, (None, each["loss"])])
-    level = max(min(loss for _, loss in reached) for reached in losses)
+        reached = {path: mean_loss(loader(path), rows) for path in subject.checkpoints()}
+        losses.append({**reached, None: each["loss"]})
+    level, nearest = at_one_loss(losses)
     matched = []
-    for index, (loader, rows) in enumerate(zip(loaders, batches, strict=True)):
-        path, _ = min(losses[index], key=lambda item: abs(item[1] - level))
+    for index, (loader, rows, path) in enumerate(zip(loaders, batches, nearest, strict=True)):
         if path is None:
             matched.append(own[index])
             continue
@@ -95,8 +94,25 @@ def compare(
     }
 
 
+def at_one_loss(reached: Sequence[Mapping[Where, float]]) -> tuple[float, list[Where]]:
+    """A loss that every run has reached, and where each was nearest to it.
+
+    The level is the highest of the runs' lowest losses.
+
+    Args:
+        reached: of each run, its checkpoints and their losses.
+
+    Examples:
+        >>> at_one_loss([{1: 0.9, 2: 0.3}, {1: 0.8, 2: 0.28, 3: 0.1}])
+        (0.3, [2, 2])
+    """
+    level = max(min(losses.values()) for losses in reached)
+    return level, [min(losses, key=lambda at: abs(losses[at] - level)) for losses in reached]
+
+
 @torch.no_grad()
-def _loss(model: PreTrainedModel, batches: TrainingBatches) -> float:
+def mean_loss(model: PreTrainedModel, batches: TrainingBatches) -> float:
+    """Mean of a model's loss over batches, as in evaluation."""
     with modes_kept(model):
         model.eval()
         losses = [outputs(model, batch)[0] for batch in batches.on(model.device)]

@@ -146,15 +146,15 @@ def _looks(looks: list[int]) -> str:
 
 def _machine(data: Mapping[str, Any]) -> Iterator[Entry]:
     machine = data["machine"]
-    shown = {
+    parts = {
         "processor": str,
         "vectors": str,
         "cores": lambda cores: count(cores, "core"),
         "memory_gib": lambda size: f"{size:g}{FIXED}GiB",
         "platform": str,
     }
-    parts = [show(machine[key]) for key, show in shown.items() if machine.get(key)]
-    yield Entry("machine", ", ".join(parts))
+    told = [show(machine[key]) for key, show in parts.items() if machine.get(key)]
+    yield Entry("machine", ", ".join(told))
     if machine.get("device"):
         yield Entry("trained on", str(machine["device"]))
     versions = {"sagelr": data["sagelr"], "Python": machine.get("python"), **data["versions"]}

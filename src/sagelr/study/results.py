@@ -21,6 +21,7 @@ from sagelr.recipe import Recipe, Setting
 from sagelr.study import statistics
 from sagelr.study.plan import Tuned
 from sagelr.train import Run, name_of
+from sagelr.training.run import on_cpu
 
 SCHEMA = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "optuna", "numpy", "scipy", "scikit-learn")
@@ -345,7 +346,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def _device(device: str) -> str:
     """The accelerator that is used, by name; "cpu" without one."""
-    if device == "cpu" or not torch.accelerator.is_available():
+    if on_cpu(device):
         return "cpu"
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()

@@ -13,7 +13,7 @@ from sagelr.errors import UsageError
 from sagelr.schema import Recipe, Train
 from sagelr.tasks import Task
 from sagelr.training.batches import Plan, by_length, by_tokens, shuffled
-from sagelr.training.run import Run, processes
+from sagelr.training.run import Run, on_cpu, processes
 
 EVAL_ROWS = 512  # of a batch that is only evaluated, at least
 EVAL_ROWS_OF_TOKENS = 64  # where training batches are counted in tokens
@@ -21,14 +21,9 @@ REPORTS = 200  # how often a training reports, where it reports at all
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}
 
 
-def trains_on_cpu(options: Train) -> bool:
-    """Whether it would train on the CPU here."""
-    return options.device == "cpu" or not torch.accelerator.is_available()
-
-
 def notices(options: Train) -> list[str]:
     """What the user should know of training on this machine, a line each."""
-    if options.precision == "bf16" and trains_on_cpu(options) and not _computes_in_bf16():
+    if options.precision == "bf16" and on_cpu(options.device) and not _computes_in_bf16():
         return [
             'This CPU does not compute in bfloat16: with train.precision = "bf16" a step can take '
             "tens of times as long here as with --set train.precision=float32."
@@ -91,8 +86,8 @@ def training_arguments(
         UsageError: what the recipe asks for cannot be had here.
     """
     options = recipe.train
-    on_cpu = trains_on_cpu(options)
-    _check(options, model, on_cpu)
+    cpu = on_cpu(options.device)
+    _check(options, model, cpu)
     how: dict[str, Any] = {"logging_strategy": "epoch", "report_to": "none"}
     if options.report_to:
         how["report_to"] = list(options.report_to)
@@ -122,8 +117,8 @@ def training_arguments(
         save_strategy="no",  # the watch decides
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
-        use_cpu=on_cpu,
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
         **how,
     )
     # The Trainer would spread a batch over every GPU it sees, copying the model at each step.
@@ -133,8 +128,8 @@ def training_arguments(
     return args
 
 
-def _check(options: Train, model: PreTrainedModel, on_cpu: bool) -> None:
-    if options.precision == "fp16" and on_cpu:
+def _check(options: Train, model: PreTrainedModel, cpu: bool) -> None:
+    if options.precision == "fp16" and cpu:
         raise UsageError(
             'train.precision = "fp16" needs a GPU, and there is none here. A CPU trains in "bf16".'
         )

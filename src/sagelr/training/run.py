@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from sagelr.errors import SagelrError
 from sagelr.schema import Setting
 
@@ -67,6 +69,11 @@ def processes() -> int:
 def rank() -> int:
     """Which of them this one is; the first, 0, writes and prints."""
     return int(os.environ.get("RANK", "0"))
+
+
+def on_cpu(device: str) -> bool:
+    """Whether a recipe's device, "auto" or "cpu", is the CPU here."""
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def name_of(setting: Mapping[str, float]) -> str:
