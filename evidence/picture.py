@@ -1,12 +1,16 @@
-"""The differences of all rows as one picture: a point and its 95% interval for each, in margins."""
+"""The pictures of the evidence: SVGs that can be read on light and on dark ground."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 LEFT, WIDTH, RIGHT, STEP, TOP = 360, 420, 130, 30, 46
+AXIS, OVER, ACROSS, UP = 64, 34, 460, 240  # of a plot: margins, width and height
+COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
+DASHES = ("", "7 4", "2 3", "10 3 2 3")
 MOST = 3.0  # margins to each side; what goes beyond ends in an arrow
 
 
@@ -23,7 +27,7 @@ class Line:
 
 
 def forest(lines: Sequence[Line]) -> str:
-    """An SVG that can be read on light and on dark ground."""
+    """The differences of all rows: a point and its 95% interval for each, in margins."""
     height = TOP + STEP * len(lines) + 34
     middle, unit = LEFT + WIDTH / 2, WIDTH / 2 / MOST
     bottom = height - 34
@@ -57,6 +61,83 @@ def forest(lines: Sequence[Line]) -> str:
         for at in range(-int(MOST), int(MOST) + 1)
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points (x, y), with its line in the legend, and perhaps one point marked."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    colour: int
+    dash: str = ""
+    marked: tuple[float, float] | None = None
+
+
+def plot(
+    curves: Sequence[Curve], ticks: Mapping[float, str], *, title: str, above: str, below: str
+) -> str:
+    """Curves over one horizontal axis.
+
+    Args:
+        curves: what is drawn.
+        ticks: x → what stands there on the axis; its first and last are the ends of it.
+        title: for those who do not see it.
+        above: what goes up.
+        below: what goes to the right.
+    """
+    left, right = min(ticks), max(ticks)
+    heights = [y for curve in curves for _, y in curve.points]
+    low, high = min(heights), max(heights)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / ((right - left) or 1)
+        return AXIS + ACROSS * across, OVER + UP * (high - y) / ((high - low) or 1)
+
+    legend = OVER + UP + 52
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {AXIS + ACROSS + 30} '
+        f'{legend + 20 * len(curves)}" font-family="system-ui, sans-serif" font-size="13" '
+        'role="img">',
+        f"<title>{escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        text(AXIS, OVER - 14, above, "start"),
+        text(AXIS + ACROSS / 2, OVER + UP + 36, below, "middle"),
+    ]
+    for at, words in ticks.items():
+        x, _ = place(at, low)
+        parts += [
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{OVER}" y2="{OVER + UP}" stroke="#e3e8ec"/>',
+            text(round(x, 1), OVER + UP + 18, words, "middle"),
+        ]
+    for value in _round(low, high):
+        _, y = place(left, value)
+        parts += [
+            f'<line x1="{AXIS}" x2="{AXIS + ACROSS}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ec"/>',
+            text(AXIS - 8, round(y, 1) + 4, f"{value:g}", "end"),
+        ]
+    for number, curve in enumerate(curves):
+        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in curve.points)
+        colour = COLOURS[curve.colour % len(COLOURS)]
+        style = f'stroke="{colour}" stroke-width="2" fill="none"'
+        style += f' stroke-dasharray="{curve.dash}"' if curve.dash else ""
+        y = legend + 20 * number
+        parts += [
+            f'<polyline points="{path}" {style}/>',
+            f'<line x1="{AXIS}" x2="{AXIS + 34}" y1="{y}" y2="{y}" {style}/>',
+            text(AXIS + 44, y + 4, curve.label, "start"),
+        ]
+        if curve.marked:
+            x, y = place(*curve.marked)
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _round(low: float, high: float) -> list[float]:
+    """Round numbers between two, at most seven."""
+    steps = (factor * 10.0**power for power in range(-6, 6) for factor in (1, 2, 5))
+    step = next(each for each in steps if (high - low) / each <= 6)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def text(x: float, y: float, words: str, anchor: str) -> str:

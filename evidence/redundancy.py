@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from picture import text
+from picture import DASHES, Curve, plot
 
 from sagelr.report.wording import Scale
 from sagelr.study import statistics
 
-LEFT, TOP, WIDTH, HEIGHT = 64, 34, 460, 240
-COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
 NAMES = {"sensitivity": "least sensitive first", "magnitude": "smallest first"}
-DASHES = {"sensitivity": "", "magnitude": "7 4"}
 
 Audits = dict[str, dict[int, Mapping[str, Any]]]  # arm → seed → what was measured
 
@@ -150,61 +146,21 @@ def short(value: float, *, signed: bool = False) -> str:
 
 
 def curves(data: Mapping[str, Any]) -> str:
-    """Mean score by share of weights pruned: an SVG that can be read on light and dark ground."""
+    """Mean score by share of weights pruned."""
     metric, found = data["recipe"]["metric"], audits(data)
-    lines = []
-    for arm, audited in found.items():
+    label, lines = Scale.of(metric).label, []
+    for place, (arm, audited) in enumerate(found.items()):
         for number in range(len(next(iter(audited.values()))["curves"])):
-            lines.append((arm, *_line([a["curves"][number] for a in audited.values()], metric)))
-    scores = [score for *_, points in lines for _, score in points]
-    low, high = min(scores), max(scores)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + WIDTH * x, TOP + HEIGHT * (high - y) / ((high - low) or 1)
-
-    legend = TOP + HEIGHT + 52
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 30} '
-        f'{legend + 20 * len(lines)}" font-family="system-ui, sans-serif" font-size="13" '
-        'role="img">',
-        f"<title>Test {Scale.of(metric).label} by share of weights pruned</title>",
-        '<rect width="100%" height="100%" fill="#ffffff"/>',
-        text(LEFT, TOP - 14, f"test {Scale.of(metric).label}, mean over the seeds", "start"),
-        text(LEFT + WIDTH / 2, TOP + HEIGHT + 36, "share of prunable weights set to 0", "middle"),
-    ]
-    for step in range(6):
-        x, _ = place(step / 5, low)
-        parts += [
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{TOP + HEIGHT}" stroke="#e3e8ec"/>',
-            text(x, TOP + HEIGHT + 18, f"{step / 5:.0%}", "middle"),
-        ]
-    for value in _round(low * metric["scale"], high * metric["scale"]):
-        _, y = place(0, value / metric["scale"])
-        parts += [
-            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ec"/>',
-            text(LEFT - 8, y + 4, f"{value:g}", "end"),
-        ]
-    order = list(found)
-    for number, (arm, score, points) in enumerate(lines):
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in points)
-        dash = DASHES[score]
-        style = f'stroke="{COLOURS[order.index(arm) % 3]}" stroke-width="2" fill="none"'
-        style += f' stroke-dasharray="{dash}"' if dash else ""
-        y = legend + 20 * number
-        words = f"{data['arms'][arm]['label']}, {NAMES[score]}"
-        parts += [
-            f'<polyline points="{path}" {style}/>',
-            f'<line x1="{LEFT}" x2="{LEFT + 34}" y1="{y}" y2="{y}" {style}/>',
-            text(LEFT + 44, y + 4, words, "start"),
-        ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def _round(low: float, high: float) -> list[float]:
-    """Round numbers between two, at most seven."""
-    steps = (factor * 10.0**power for power in range(-4, 6) for factor in (1, 2, 5))
-    step = next(each for each in steps if (high - low) / each <= 6)
-    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+            score, points = _line([a["curves"][number] for a in audited.values()], metric)
+            words = f"{data['arms'][arm]['label']}, {NAMES[score]}"
+            lines.append(Curve(words, points, place, DASHES[list(NAMES).index(score)]))
+    return plot(
+        lines,
+        {step / 5: f"{step / 5:.0%}" for step in range(6)},
+        title=f"Test {label} by share of weights pruned",
+        above=f"test {label}, mean over the seeds",
+        below="share of prunable weights set to 0",
+    )
 
 
 def _line(
@@ -214,5 +170,5 @@ def _line(
     points = []
     for group in zip(*(curve["points"] for curve in of_seeds), strict=True):
         scores = [point["scores"][metric["name"]] for point in group]
-        points.append((group[0]["sparsity"], sum(scores) / len(scores)))
+        points.append((group[0]["sparsity"], metric["scale"] * sum(scores) / len(scores)))
     return of_seeds[0]["score"], points

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import redundancy
+import tuning
 from picture import Line, forest
 
 from sagelr.report.wording import Scale
@@ -46,6 +47,7 @@ def pages() -> dict[Path, str]:
         for title, lines in ((t, list(further(tier, t))) for t in ("relative", "controls")):
             if lines:
                 parts += [SECTIONS[title], *lines]
+        parts += by_lr(tier, rows, files)
         parts += what_is_redundant(tier, rows, files)
     parts[2:2] = conclusions(rows)
     return {PAGE: "\n".join(parts) + "\n", **files}
@@ -56,6 +58,9 @@ SECTIONS = {
     "Secondary; see the protocol. Digits says nothing for it: its form was chosen there.\n",
     "controls": "### Controls against the base, and against SageAdamW\n\n"
     "Descriptive; seeds shared.\n",
+    "lr": "### How lr matters to both\n\n"
+    "Descriptive. One curve for each β0; what the settings were chosen by, on data held out of "
+    "training, so that it says nothing of the test scores above.\n",
     "redundancy": "### What is redundant in the trained models\n\n"
     "Descriptive. Sensitivity is the mean of |θ·g| over batches of the training split, per "
     "parameter; it grows with the loss, so the loss stands beside it. Weights of attention and "
@@ -84,7 +89,7 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
     )
     yield (
         "| task | base optimizer | base | SAGE | difference, 95% interval | p (Holm) | seeds | "
-        "detectable | margin | verdict | time |"
+        "detectable | margin | verdict | time, memory |"
     )
     yield "|" + "---|" * 11
     for (row, data), entry in zip(found, contrasts, strict=True):
@@ -95,6 +100,11 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
         yield line(row["title"], data, entry, next(adjusted))
     machines = sorted({describe(data["machine"]) for _, data in found if data})
     yield f"\nMachine: {'; '.join(machines)}.\n" if machines else ""
+    if machines:
+        yield (
+            f"`results/evidence/{tier}/` has a folder for each of them: recipe and every run "
+            "(results.json), summary (summary.json), and a page to look at (report.html).\n"
+        )
     for row, data in found:
         for arm in (row["base"], row["sage"]) if data else ():
             tuned = data["tuning"][arm]
@@ -190,7 +200,8 @@ def line(title: str, data: dict[str, Any], entry: dict[str, Any], p: float) -> s
     scale = metric["scale"]
     low, high = gap["ci95"]
     base, sage = (entry["arms"][entry[side]] for side in ("base", "sage"))
-    seconds = [entry["cost"][entry[side]]["seconds"] for side in ("base", "sage")]
+    costs = [entry["cost"][entry[side]] for side in ("base", "sage")]
+    ratios = [costs[1][key] / costs[0][key] for key in ("seconds", "peak_memory_mib")]
     cells = (
         title,
         data["arms"][entry["base"]]["label"],
@@ -202,7 +213,7 @@ def line(title: str, data: dict[str, Any], entry: dict[str, Any], p: float) -> s
         f"{entry['smallest_detectable'] * scale:.2f}",
         f"{entry['margin'] * scale:g}",
         entry["verdict"],
-        f"×{seconds[1] / seconds[0]:.2f}",
+        ", ".join(f"×{ratio:.2f}" for ratio in ratios),
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -238,6 +249,19 @@ def further(tier: str, what: str) -> Iterator[str]:
                 + " |"
             )
         yield ""
+
+
+def by_lr(tier: str, rows: list[dict[str, str]], files: dict[Path, str]) -> Iterator[str]:
+    """What every row that has been run was tuned by, over lr."""
+    drawn = [(row, data, tuning.curves(data)) for row, data, _ in run_rows(tier, rows)]
+    if drawn:
+        yield SECTIONS["lr"]
+    for row, data, svg in drawn:
+        if svg is not None:
+            file = PAGE.with_name(f"lr-{tier}-{row['task']}.svg")
+            files[file] = svg
+            yield f"**{row['title']}, {data['arms'][row['base']]['label']}**\n"
+            yield f"![Validation by lr, {row['title']}]({file.name})\n"
 
 
 def what_is_redundant(

@@ -44,7 +44,9 @@ class Train(_Strict):
     average_checkpoints: int = Field(
         0, ge=0, description="the weights are the mean over the ends of this many last epochs"
     )
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        "float32", description='"auto" is bf16 where the device computes in it, else float32'
+    )
     gradient_checkpointing: bool = False
     compile: bool = False
     save_every: int | None = Field(None, ge=1, description="steps; every epoch by default")

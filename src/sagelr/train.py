@@ -19,6 +19,7 @@ from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.training import checkpoint, sharded
 from sagelr.training.optimizers import OPTIMIZERS, as_used, check_arm, make_optimizer
+from sagelr.training.precision import settled
 from sagelr.training.run import Moment, Run, StoppedTrainingError, name_of, processes, rank
 from sagelr.training.spent import Spent
 
@@ -92,7 +93,7 @@ def train(
         StoppedTrainingError: `stop` said so.
         SagelrError: the run cannot be done.
     """
-    spent = Spent()
+    spent, recipe = Spent(), settled(recipe)
     torch.set_num_threads(recipe.train.threads)
     task = recipe.make_task() if task is None else task
     if predict:

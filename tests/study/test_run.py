@@ -15,6 +15,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.study import crew
 from sagelr.study import run as run_module
 from sagelr.study.signals import InterruptedStudyError
+from sagelr.training import precision
 
 
 def test_a_study_from_start_to_end(recipe, pretend, tmp_path):
@@ -272,6 +273,20 @@ def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp
     assert len(pretend.trained) == begun
     with pytest.raises(UsageError, match=r"study.max_extensions was 3 and is now 4.*--out another"):
         pretend(recipe({"study.max_extensions": 4}), tmp_path / "out")
+
+
+def test_the_machine_that_begins_a_study_settles_its_precision(
+    recipe, pretend, tmp_path, monkeypatch
+):
+    auto = recipe({"train.precision": "auto"})
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: True)
+    document = pretend(auto, tmp_path / "out")
+    assert document["recipe"]["train"]["precision"] == "bf16"
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: False)
+    more = pretend(recipe({"train.precision": "auto", "study.report_seeds": 4}), tmp_path / "out")
+    assert more["recipe"]["train"]["precision"] == "bf16"
+    other = pretend(auto, tmp_path / "other")
+    assert other["recipe"]["train"]["precision"] == "float32"
 
 
 def test_another_title_is_the_same_study(recipe, pretend, tmp_path):

@@ -12,7 +12,7 @@ from sagelr.audit.subjects import find
 from sagelr.commands import app
 from sagelr.errors import SagelrError, UsageError
 from sagelr.train import StoppedTrainingError
-from sagelr.training import arguments, checkpoint
+from sagelr.training import checkpoint, precision
 
 from .small import SMALL, assert_same, without_times
 
@@ -64,12 +64,12 @@ def test_the_weights_of_its_checkpoints_are_kept_to_be_audited(trained, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("computes", "precision", "warned"),
+    ("computes", "wanted", "warned"),
     [(False, "bf16", True), (False, "float32", False), (True, "bf16", False)],
 )
-def test_it_warns_of_a_cpu_without_bfloat16(tmp_path, monkeypatch, computes, precision, warned):
-    monkeypatch.setattr(arguments, "_computes_in_bf16", lambda: computes)
-    told = sagelr("--out", tmp_path / "run", "--set", f"train.precision={precision}")
+def test_it_warns_of_a_cpu_without_bfloat16(tmp_path, monkeypatch, computes, wanted, warned):
+    monkeypatch.setattr(precision, "_computes_in_bf16", lambda: computes)
+    told = sagelr("--out", tmp_path / "run", "--set", f"train.precision={wanted}")
     assert ("--set train.precision=float32" in told) == warned
 
 

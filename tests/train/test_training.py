@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.train import Run, train
+from sagelr.training import precision
 
 from .small import Recorded, base, recorded, sage, small, state_in, without_times
 
@@ -263,6 +264,25 @@ def test_bf16_is_autocast():
     assert set(seen) == {torch.bfloat16}
     assert set(kept) == {torch.float32}
     assert train(small(train__epochs=1), sage(), small().make_task())["status"] == "complete"
+
+
+@pytest.mark.parametrize(("has", "comes_to"), [(True, "bf16"), (False, "float32")])
+def test_auto_is_bf16_where_the_cpu_has_it(monkeypatch, has, comes_to):
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: has)
+    entry = train(small(train__precision="auto", train__epochs=1), sage())
+    same = train(small(train__precision=comes_to, train__epochs=1), sage())
+    assert without_times(entry) == without_times(same)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bf16_where_the_gpu_has_it_in_hardware(monkeypatch, has):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: asked.append(how) or has)
+    options = small(train__precision="auto", train__device="auto").train
+    assert precision.precision_here(options) == ("bf16" if has else "float32")
+    assert asked == [{"including_emulation": False}]
 
 
 def test_fp16_without_a_gpu():

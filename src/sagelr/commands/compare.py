@@ -221,7 +221,9 @@ def _jobs(recipe: Recipe) -> int:
     import psutil
     import torch
 
-    if recipe.train.device == "auto" and torch.accelerator.is_available():
+    from sagelr.training.run import on_cpu
+
+    if not on_cpu(recipe.train.device):
         return torch.accelerator.device_count()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1

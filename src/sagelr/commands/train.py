@@ -77,12 +77,12 @@ def train(
     from sagelr.train import Run, check_arm, name_of, processes, rank
     from sagelr.train import train as run
     from sagelr.training import checkpoint
-    from sagelr.training.arguments import notices
+    from sagelr.training.precision import notices, settled
 
     main = rank() == 0
     console.quiet = not main  # the other processes only help
     overrides = overrides_of(set_)
-    checked = load(recipe, overrides)
+    checked = settled(load(recipe, overrides))
     name = arm or next(
         (name for name, each in checked.arms.items() if each.role == "sage"), checked.study.arms[0]
     )

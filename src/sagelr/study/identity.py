@@ -17,6 +17,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe
 from sagelr.study import results
 from sagelr.study.storage import DATABASE, Storage
+from sagelr.training.precision import precision_here, settled
 
 RESULTS, PAGE = "results.json", "report.html"
 # What may differ between two starts of one study: none of it changes a finished run or its verdict.
@@ -55,8 +56,11 @@ def open_study(
     quick: bool,
     overrides: Mapping[str, Any],
     note: Callable[[str], None],
-) -> None:
+) -> Recipe:
     """Recognise the study in the storage, or make it this one's.
+
+    Returns:
+        The recipe as the study trains it: with the precision of the machine that began it.
 
     Raises:
         UsageError: it, or the folder, is another study's.
@@ -89,6 +93,7 @@ def open_study(
             f"This study has {most} report seeds already; all of them stay, since leaving some out "
             "afterwards would be choosing among results."
         )
+    return settled(recipe, storage.settle("precision", precision_here(recipe.train)))
 
 
 def about(records: Mapping[str, Any], command: str) -> dict[str, Any]:

@@ -129,10 +129,10 @@ class _Plan:
 class _Study:
     def __init__(self, request: Request, storage: Storage, signals: Signals) -> None:
         self.request, self.storage, self.signals = request, storage, signals
-        self.recipe, self.out = request.recipe, request.out
-        identity.open_study(
+        self.out = request.out
+        self.recipe = identity.open_study(
             storage,
-            self.recipe,
+            request.recipe,
             self.out,
             quick=request.quick,
             overrides=request.overrides,

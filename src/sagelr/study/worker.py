@@ -117,7 +117,7 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
     try:
         import transformers.trainer  # noqa: F401  (seconds that would count as the first run's)
 
-        from sagelr.training.arguments import notices
+        from sagelr.training.precision import notices
 
         checked = Recipe.model_validate(recipe)
         task = checked.make_task()

@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from sagelr.errors import UsageError
@@ -19,24 +18,6 @@ EVAL_ROWS = 512  # of a batch that is only evaluated, at least
 EVAL_ROWS_OF_TOKENS = 64  # where training batches are counted in tokens
 REPORTS = 200  # how often a training reports, where it reports at all
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}
-
-
-def notices(options: Train) -> list[str]:
-    """What the user should know of training on this machine, a line each."""
-    if options.precision == "bf16" and on_cpu(options.device) and not _computes_in_bf16():
-        return [
-            'This CPU does not compute in bfloat16: with train.precision = "bf16" a step can take '
-            "tens of times as long here as with --set train.precision=float32."
-        ]
-    return []
-
-
-def _computes_in_bf16() -> bool:
-    """Whether oneDNN, which multiplies matrices for torch on CPUs, has kernels for it here."""
-    try:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except AttributeError:  # a build without oneDNN, where nothing is known
-        return True
 
 
 def eval_batch_size(options: Train) -> int:
