@@ -77,7 +77,7 @@ def main() -> int:
                 )
         partial.write_text(json.dumps(pairs, indent=1))
         print(f"seed {seed} done", flush=True)
-    write(folder / "matched.json", pairs)
+    write(folder / "matched.json", json.dumps(pairs, indent=1))
     return 0
 
 

@@ -19,6 +19,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from sagelr.study.results import dumps
+
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "evidence" / "rows.toml"
 BASE_AND_SAGE = ["adamw", "sage-adamw"]
@@ -88,16 +90,15 @@ def publish(study: Path, target: Path) -> None:
             if run["arm"] in seen:
                 run["sage"]["scatter"] = []
             seen.add(run["arm"])
-    write(target / "results.json", results)
+    write(target / "results.json", dumps(results))
     summary = {
         key: results[key] for key in ("comparisons", "tuning", "machine", "versions", "data")
     }
-    write(target / "summary.json", summary)
+    write(target / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
     print(f"Published: {target.relative_to(ROOT)}")
 
 
-def write(path: Path, data: object) -> None:
-    text = json.dumps(data, indent=1, ensure_ascii=False)
+def write(path: Path, text: str) -> None:
     path.write_text(elsewhere(text) + "\n", encoding="utf-8")
 
 

@@ -181,6 +181,19 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
+def test_each_run_has_a_line():
+    document = {"id": "θ", "runs": [{"key": "a", "x": [1.5]}, {"key": "b"}], "none": [], "no": {}}
+    document |= {"arms": {"one": {"grid": {"lr": [1.0]}}}, "comparison": None}
+    text = results.dumps(document)
+    assert json.loads(text) == document
+    assert [line for line in text.splitlines() if '"key"' in line] == [
+        '  {"key": "a", "x": [1.5]},',
+        '  {"key": "b"}',
+    ]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.dumps({"runs": [{"loss": float("nan")}]})
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     results.write(path, {"a": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -33,7 +34,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the old file is left.
     """
-    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    text = dumps(results)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -48,6 +49,26 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def dumps(results: Mapping[str, Any]) -> str:
+    """JSON to read and to compare by line: a line for each run, or whatever else is a list.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    # Without indent the encoder is the one in C. A study of hundreds of runs has 16 MB to write.
+    encode = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    parts = []
+    for key, value in results.items():
+        text = encode(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(map(encode, value)) + "\n ]"
+        elif isinstance(value, dict) and value:
+            entries = (f"{encode(str(name))}: {encode(entry)}" for name, entry in value.items())
+            text = "{\n  " + ",\n  ".join(entries) + "\n }"
+        parts.append(f" {encode(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 def now() -> str:

@@ -30,7 +30,8 @@ ATTEMPTS = 2  # of a run whose worker dies
 ALIKE = 3  # first runs that fail for one reason, after which the study gives up
 TICK = 0.2  # seconds between looks at the workers
 LOOK = 2.0  # seconds between looks at what other processes do
-WRITE_EVERY = 2.0  # seconds between writings of results.json
+WRITE_EVERY = 2.0  # seconds between writings of results.json, at least
+WRITE_SHARE = 0.02  # of the time, at most, that goes into writing results.json and page
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class _Study:
         self.told = False  # what the task had to say
         self.news = True  # whether anything happened since results.json was written
         self.written = self.looked = -math.inf
+        self.rest = WRITE_EVERY  # until results.json is written again
 
     def run(self) -> dict[str, Any]:
         try:
@@ -161,7 +163,7 @@ class _Study:
                     if (run := queue.claim()) is None:
                         break
                     worker.send(run)
-                if self.news and time.monotonic() - self.written > WRITE_EVERY:
+                if self.news and time.monotonic() - self.written > self.rest:
                     self._write(now.status, now)
                 self._show(now)
                 for worker, kind, content in self.crew.messages(TICK):
@@ -301,6 +303,7 @@ class _Study:
         return runs
 
     def _write(self, status: str, now: _Plan) -> dict[str, Any]:
+        began = time.monotonic()
         document = results.assemble(
             self.recipe,
             about=identity.about(self.storage.records, self.request.command),
@@ -315,6 +318,7 @@ class _Study:
         if document["runs"]:
             self.request.published(document, self.out)
         self.written, self.news = time.monotonic(), False
+        self.rest = max(WRITE_EVERY, (self.written - began) / WRITE_SHARE)
         return document
 
     def _show(self, now: _Plan) -> None:
