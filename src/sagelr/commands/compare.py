@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sagelr.recipe import Recipe
     from sagelr.study.run import Standing
 
-PAGE_EVERY = 15.0  # seconds between renderings of the page while runs finish
+PAGE_EVERY = 15.0  # seconds between renderings of the page while runs finish, at least
+PAGE_SHARE = 0.02  # of the time, at most, that goes into them
 
 
 @app.command()
@@ -134,12 +135,12 @@ class _Page:
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        self._last = float("-inf")
+        self._next = float("-inf")
 
     def render(self, document: dict[str, Any], folder: Path, last: bool = False) -> None:
-        if not last and (self.problem or time.monotonic() - self._last < PAGE_EVERY):
+        if not last and (self.problem or time.monotonic() < self._next):
             return
-        self.problem = None
+        self.problem, began = None, time.monotonic()
         try:
             from sagelr.report import write_report
 
@@ -157,7 +158,8 @@ class _Page:
                 f"No page: {kind}{str(error).rstrip('.')}. The results are in "
                 f"{folder / 'results.json'}."
             )
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(PAGE_EVERY, (now - began) / PAGE_SHARE)
 
 
 class _Display:

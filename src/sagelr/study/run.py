@@ -31,7 +31,7 @@ ALIKE = 3  # first runs that fail for one reason, after which the study gives up
 TICK = 0.2  # seconds between looks at the workers
 LOOK = 2.0  # seconds between looks at what other processes do
 WRITE_EVERY = 2.0  # seconds between writings of results.json, at least
-WRITE_SHARE = 0.02  # of the time, at most, that goes into writing results.json and page
+WRITE_SHARE = 0.02  # of the time, at most, that goes into it
 
 
 @dataclass(frozen=True)
@@ -315,10 +315,10 @@ class _Study:
             seeds=[plan.FIRST_REPORT_SEED + i for i in range(now.seeds)],
         )
         results.write(self.out / RESULTS, document)
-        if document["runs"]:
-            self.request.published(document, self.out)
         self.written, self.news = time.monotonic(), False
         self.rest = max(WRITE_EVERY, (self.written - began) / WRITE_SHARE)
+        if document["runs"]:
+            self.request.published(document, self.out)
         return document
 
     def _show(self, now: _Plan) -> None:
