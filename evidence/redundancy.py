@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from picture import DASHES, Curve, plot
+from scipy.stats import spearmanr
 
 from sagelr.report.wording import Scale
 from sagelr.study import statistics
@@ -83,13 +84,18 @@ def figures(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conclusion(
-    data: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]] | None, sage: str, base: str
+    data: Mapping[str, Any],
+    pairs: Sequence[Mapping[str, Any]] | None,
+    controls: Mapping[str, Any] | None,
+    sage: str,
+    base: str,
 ) -> str:
     """How far the models of both can be pruned, in a sentence.
 
     Args:
         data: results.json.
         pairs: matched.json, where there is one.
+        controls: results.json of the row's controls, where there is one.
         sage: an arm.
         base: the arm that it is held against.
     """
@@ -99,6 +105,13 @@ def conclusion(
         f"The models that SAGE trained {which} pruning than its base's: with the least "
         f"sensitive weights gone first and 99% of the {Scale.of(metric).label} kept, {shares}"
     )
+    if controls and audits(controls):
+        found, setting = audits(controls), controls["tuning"][sage]["chosen"]
+        which, shares = prunable(found, metric, sage, base)
+        told += (
+            f". In the study of its controls, where tuning chose {as_words(setting)} for SAGE, they "
+            f"{which}: {shares}; {with_loss(controls, found)}"
+        )
     if pairs:
         which, shares = prunable(at_matched_loss(pairs, sage), metric, sage, base)
         told += f". At one and the same training loss they {which}: {shares}"
@@ -107,13 +120,8 @@ def conclusion(
 
 def prunable(found: Audits, metric: Mapping[str, Any], sage: str, base: str) -> tuple[str, str]:
     """Whether they bear more or less pruning, and the shares of weights that can go."""
-    seeds = sorted(found[base].keys() & found[sage].keys())
-    kept = {
-        arm: [found[arm][seed]["curves"][0]["keeps99"][metric["name"]] for seed in seeds]
-        for arm in (base, sage)
-    }
-    gap = statistics.difference(kept[base], kept[sage])
-    (before, after), (low, high) = (sum(of) / len(of) for of in kept.values()), gap.ci95
+    before, after, gap = pruned(found, metric, sage, base)
+    low, high = gap.ci95
     which = (
         "bear more"
         if low > 0
@@ -125,6 +133,22 @@ def prunable(found: Audits, metric: Mapping[str, Any], sage: str, base: str) -> 
         f"{after:.1%} of them against {before:.1%} ({100 * gap.mean:+.1f} points, 95% interval "
         f"{100 * low:+.1f} to {100 * high:+.1f})"
     )
+
+
+def pruned(
+    found: Audits, metric: Mapping[str, Any], arm: str, base: str
+) -> tuple[float, float, statistics.Difference]:
+    """The shares of weights that can go from the base's models and from an arm's, and their gap.
+
+    The least sensitive go first, and 99% of the score is kept; means over the seeds of both.
+    """
+    seeds = sorted(found[base].keys() & found[arm].keys())
+    kept = [
+        [found[side][seed]["curves"][0]["keeps99"][metric["name"]] for seed in seeds]
+        for side in (base, arm)
+    ]
+    before, after = (sum(of) / len(of) for of in kept)
+    return before, after, statistics.difference(*kept)
 
 
 def _mean(audit: Mapping[str, Any], key: str) -> float:
@@ -143,6 +167,30 @@ def short(value: float, *, signed: bool = False) -> str:
 
 
 # -- the picture ------------------------------------------------------------------------------
+
+
+def as_words(setting: Mapping[str, float]) -> str:
+    return ", ".join(f"{axis} {value:g}" for axis, value in setting.items())
+
+
+def row(data: Mapping[str, Any], found: Audits, arm: str, base: str) -> list[str]:
+    """Training loss, what can be pruned, and how that differs from the base's."""
+    metric = data["recipe"]["metric"]
+    loss = sum(audit["loss"] for audit in found[arm].values()) / len(found[arm])
+    before, after, gap = pruned(found, metric, arm, base)
+    if arm == base:
+        return [short(loss), f"{before:.1%}", ""]
+    low, high = (100 * value for value in gap.ci95)
+    return [short(loss), f"{after:.1%}", f"{100 * gap.mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
+
+
+def with_loss(data: Mapping[str, Any], found: Audits) -> str:
+    """How what can be pruned goes with the training loss, over the arms."""
+    metric = data["recipe"]["metric"]
+    losses = [sum(a["loss"] for a in of.values()) / len(of) for of in found.values()]
+    shares = [pruned(found, metric, arm, arm)[0] for arm in found]
+    rho = spearmanr(losses, shares).statistic
+    return f"Spearman's ρ of it with the training loss is {rho:+.2f} over the {len(found)} arms"
 
 
 def curves(data: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from sagelr.study import statistics
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "evidence"
 PAGE = ROOT / "docs" / "evidence" / "index.md"
+MANY = 6  # arms from which on it is worth asking how two figures of theirs go together
 Ran = tuple[dict[str, str], dict[str, Any], dict[str, Any]]
 TIERS = {"small": "two CPU cores, models and data cut down", "full": "one GPU, as in the protocol"}
 
@@ -186,7 +187,8 @@ def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
     for tier, row, data, entry in found:
         if redundancy.audits(data):
             pairs = load(tier, row["task"], "matched.json")
-            said = redundancy.conclusion(data, pairs, entry["sage"], entry["base"])
+            controls = load(tier, f"{row['task']}-controls")
+            said = redundancy.conclusion(data, pairs, controls, entry["sage"], entry["base"])
             yield f"- {row['title']} (tier {tier}): {said}."
     yield ""
 
@@ -227,28 +229,41 @@ def further(tier: str, what: str) -> Iterator[str]:
         wanted = [c for c in data["comparisons"] if what == "controls" or c["sage"] == "relative"]
         if not wanted:
             continue
-        scale = data["recipe"]["metric"]["scale"]
         yield f"**{folder.name}**, {Scale.of(data['recipe']['metric']).label}\n"
-        yield "| arm | setting | mean (sd) | against its base | verdict | against SageAdamW |"
-        yield "|---|---|---|---|---|---|"
-        for entry in wanted:
-            arm, gap = entry["arms"][entry["sage"]], entry["difference"]
-            chosen = data["tuning"][entry["sage"]]["chosen"]
-            yield (
-                "| "
-                + " | ".join(
-                    (
-                        data["arms"][entry["sage"]]["label"],
-                        ", ".join(f"{k} {v:g}" for k, v in chosen.items()),
-                        f"{arm['mean'] * scale:.2f} ({arm['sd'] * scale:.2f})",
-                        interval(gap, scale),
-                        entry["verdict"],
-                        "" if entry["sage"] == "sage-adamw" else against(data, entry, scale),
-                    )
-                )
-                + " |"
-            )
+        audited = redundancy.audits(data)
+        head = ["arm", "setting", "mean (sd)", "against its base", "verdict", "against SageAdamW"]
+        head += ["training loss", "can be pruned", "against its base"] if audited else []
+        yield "| " + " | ".join(head) + " |"
+        yield "|" + "---|" * len(head)
+        bases = {entry["base"]: entry for entry in wanted}
+        for arm, entry in [*bases.items(), *((entry["sage"], entry) for entry in wanted)]:
+            yield "| " + " | ".join(further_row(data, arm, entry, audited)) + " |"
         yield ""
+        if len(audited) >= MANY:
+            label = Scale.of(data["recipe"]["metric"]).label
+            yield (
+                f"Can be pruned: weights, the least sensitive first, with 99% of the {label} kept. "
+                f"{redundancy.with_loss(data, audited)}.\n"
+            )
+
+
+def further_row(
+    data: dict[str, Any], arm: str, entry: dict[str, Any], audited: redundancy.Audits
+) -> list[str]:
+    """An arm of a secondary table, by a comparison that it is a side of."""
+    scale = data["recipe"]["metric"]["scale"]
+    scores, chosen = entry["arms"][arm], data["tuning"][arm]["chosen"]
+    cells = [
+        data["arms"][arm]["label"],
+        redundancy.as_words(chosen),
+        f"{scores['mean'] * scale:.2f} ({scores['sd'] * scale:.2f})",
+    ]
+    if arm == entry["base"]:
+        cells += [""] * 3
+    else:
+        against_sage = "" if arm == "sage-adamw" else against(data, entry, scale)
+        cells += [interval(entry["difference"], scale), entry["verdict"], against_sage]
+    return cells + (redundancy.row(data, audited, arm, entry["base"]) if audited else [])
 
 
 def by_lr(tier: str, rows: list[dict[str, str]], files: dict[Path, str]) -> Iterator[str]:
