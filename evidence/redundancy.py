@@ -109,8 +109,8 @@ def conclusion(
         found, setting = audits(controls), controls["tuning"][sage]["chosen"]
         which, shares = prunable(found, metric, sage, base)
         told += (
-            f". In the study of its controls, where tuning chose {as_words(setting)} for SAGE, they "
-            f"{which}: {shares}; {with_loss(controls, found)}"
+            f". In the study of its controls, where tuning chose {as_words(setting)} for SAGE, "
+            f"they {which}: {shares}; {with_loss(controls, found)}"
         )
     if pairs:
         which, shares = prunable(at_matched_loss(pairs, sage), metric, sage, base)
