@@ -24,7 +24,7 @@ from sagelr.study.results import dumps
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "evidence" / "rows.toml"
 BASE_AND_SAGE = ["adamw", "sage-adamw"]
-OTHER_ARMS = ["relative", "adamax", "sage-adamax"]
+OTHER_ARMS = ["relative", "adamax", "sage-adamax", "sgd", "sage-sgd"]
 
 
 def main() -> int:

@@ -64,6 +64,12 @@ def test_norm_moves_as_far_along_the_base_s_direction(draw):
         torch.testing.assert_close(ours / ours.norm(), base / base.norm())
 
 
+def test_constant_goes_half_of_the_base_s_way(draw):
+    control, _, plain, _ = third_step(draw, control="constant")
+    for ours, base in zip(control, plain, strict=True):
+        torch.testing.assert_close(ours, base / 2)
+
+
 @pytest.mark.parametrize("control", ["inverse", "variation"])
 def test_means_are_one_before_clipping(control, draw):
     found, _, plain, _ = third_step(draw, control=control)

@@ -18,9 +18,10 @@ from sagelr.engines.plan import Place, Plan
 from sagelr.optim.adamw import SageAdamW
 from sagelr.optim.base import _Item
 
-Control = Literal["gradient", "shuffled", "norm", "inverse", "variation"]
+Control = Literal["gradient", "shuffled", "norm", "inverse", "variation", "constant"]
 CONTROLS: tuple[str, ...] = get_args(Control)
 LARGEST = 10.0  # of a multiplier that has no bound of its own
+CONSTANT = 0.5  # about SAGE's mean on noise
 
 
 class ControlAdamW(SageAdamW):
@@ -33,6 +34,7 @@ class ControlAdamW(SageAdamW):
         norm        one r for a whole tensor: ‖r·d‖ / ‖d‖ with SAGE's r
         inverse     1/(Ī + ε), divided by its mean over the tensor, clipped to [0, 10]
         variation   U, divided by its mean over the tensor, clipped to [0, 10]
+        constant    0.5 everywhere: a smaller lr for the parameters that SAGE is on, and no more
 
     Args:
         params: parameters, named parameters, or groups of either.
@@ -117,6 +119,8 @@ class ControlAdamW(SageAdamW):
                 return _mean_one(1 / (smoothed + plan.sage_eps))
             case "variation":
                 return _mean_one(variation + plan.sage_eps)
+            case "constant":
+                return torch.full_like(sensitivity, CONSTANT)
         multiplier = rule.multiplier(variation, smoothed, plan.sage_eps)
         match self.control:
             case "shuffled":
