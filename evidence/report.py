@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import multiplier
 import redundancy
 import tuning
 from picture import Line, forest
@@ -49,6 +50,7 @@ def pages() -> dict[Path, str]:
             if lines:
                 parts += [SECTIONS[title], *lines]
         parts += by_lr(tier, rows, files)
+        parts += what_sage_did(tier, rows)
         parts += what_is_redundant(tier, rows, files)
     parts[2:2] = conclusions(rows)
     return {PAGE: "\n".join(parts) + "\n", **files}
@@ -62,6 +64,10 @@ SECTIONS = {
     "lr": "### How lr matters to both\n\n"
     "Descriptive. One curve for each β0; what the settings were chosen by, on data held out of "
     "training, so that it says nothing of the test scores above.\n",
+    "multiplier": "### What SAGE's multiplier was\n\n"
+    "Descriptive; the report runs of the primary contrasts. Quantiles and fifths are of the end of "
+    "training. The last column is how far an average step of the parameters that SAGE is on was "
+    "that of the base's; the other parameters go at SAGE's lr, unscaled.\n",
     "redundancy": "### What is redundant in the trained models\n\n"
     "Descriptive. Sensitivity is the mean of |θ·g| over batches of the training split, per "
     "parameter; it grows with the loss, so the loss stands beside it. Weights of attention and "
@@ -184,6 +190,14 @@ def conclusions(rows: list[dict[str, str]]) -> Iterator[str]:
         f"- SAGE's chosen lr was {span} times its base's, its β0 "
         f"{', '.join(f'{beta:g}' for beta in betas)}. Tune lr; do not carry it over."
     )
+    looks = [multiplier.seen(data, entry["sage"], entry["base"]) for _, _, data, entry in found]
+    favour = sorted(look.least / look.most for look in looks if look is not None)
+    if favour:
+        yield (
+            "- The mean multiplier of the least sensitive fifth of the parameters was "
+            f"{favour[0]:.2f} to {favour[-1]:.2f} times that of the most sensitive fifth: 1 would "
+            "be no difference."
+        )
     for tier, row, data, entry in found:
         if redundancy.audits(data):
             pairs = load(tier, row["task"], "matched.json")
@@ -277,6 +291,21 @@ def by_lr(tier: str, rows: list[dict[str, str]], files: dict[Path, str]) -> Iter
             files[file] = svg
             yield f"**{row['title']}, {data['arms'][row['base']]['label']}**\n"
             yield f"![Validation by lr, {row['title']}]({file.name})\n"
+
+
+def what_sage_did(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
+    """The multipliers of every row that has been run."""
+    found = []
+    for row, data, entry in run_rows(tier, rows):
+        seen = multiplier.seen(data, entry["sage"], entry["base"])
+        if seen is not None:
+            chosen = redundancy.as_words(data["tuning"][entry["sage"]]["chosen"])
+            label = data["arms"][entry["sage"]]["label"]
+            found.append((f"{row['title']}, {label}, {chosen}", seen))
+    if found:
+        yield SECTIONS["multiplier"]
+        yield from multiplier.table(found)
+        yield ""
 
 
 def what_is_redundant(
