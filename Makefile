@@ -15,7 +15,7 @@ test: $(STAMP) lint
 
 # What .ci/run runs after `make test`; needs Debian's chromium for the browser tests.
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m "$(SLOW)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(SLOW)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
