@@ -61,12 +61,13 @@ def dumps(results: Mapping[str, Any]) -> str:
     encode = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
     parts = []
     for key, value in results.items():
-        text = encode(value)
         if isinstance(value, list) and value:
             text = "[\n  " + ",\n  ".join(map(encode, value)) + "\n ]"
         elif isinstance(value, dict) and value:
             entries = (f"{encode(str(name))}: {encode(entry)}" for name, entry in value.items())
             text = "{\n  " + ",\n  ".join(entries) + "\n }"
+        else:
+            text = encode(value)
         parts.append(f" {encode(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}"
 
