@@ -134,6 +134,22 @@ def test_looking_twice_and_an_optimum_on_the_edge_are_told(study, show):
     assert "The best lr of SageAdamW is still at the end of its grid" in text
 
 
+def test_a_choice_that_another_seed_would_not_have_made_is_told(study, show):
+    document = study()
+    said = "was chosen by the mean over the tuning seeds"
+    assert said not in show(document).text  # luck is the same for every setting
+    [run] = [
+        run
+        for run in document["runs"]
+        if (run["stage"], run["arm"], run["seed"]) == ("tune", "adamw", 1)
+        and run["setting"] == {"lr": 0.004}
+    ]
+    run["scores"]["validation"]["loss"] = 0.0
+    text = show(document).text
+    assert f"AdamW at lr 0.002 {said}." in text
+    assert "other settings did better: lr 0.004." in text
+
+
 def test_corrections_are_told_where_results_have_them(study, show):
     document = study(gap=0.02)
     found = document["comparisons"][0]

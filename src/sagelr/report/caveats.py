@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sagelr.report.study import Study
-from sagelr.report.wording import count, listed, p_value
+from sagelr.report.study import Arm, Study, validation
+from sagelr.report.wording import count, listed, p_value, setting
+
+CLOSE = 3  # settings that are named
 
 
 def caveats(study: Study) -> list[str]:
@@ -26,6 +28,7 @@ def caveats(study: Study) -> list[str]:
                 f"The best lr of {arm.label} is still at the end of its grid: a better one may lie "
                 "beyond, so that it may be compared below its best."
             )
+    told += [line for arm in study.arms if (line := _close_call(study, arm))]
     bad = [run for run in study.ended_badly() if run["stage"] == "tune"]
     if bad:
         told.append(
@@ -33,6 +36,35 @@ def caveats(study: Study) -> list[str]:
             "Learning rate, and were not chosen."
         )
     return told
+
+
+def _close_call(study: Study, arm: Arm) -> str | None:
+    """Settings that were ahead of the chosen one on some of the tuning seeds."""
+    if arm.chosen is None or study.data["quick"]:
+        return None
+    by = study.select_by
+    sign = 1 if study.scale_of(by).greater_is_better else -1
+    scores = {
+        tuple(values.items()): {
+            run["seed"]: sign * score for run in runs for score in validation([run], by)
+        }
+        for values, runs in study.tuned(arm)
+    }
+    chosen = tuple(arm.chosen.items())
+    best = scores.pop(chosen, {})
+    ahead = [
+        setting(dict(values))
+        for values, found in scores.items()
+        if any(found[seed] > best[seed] for seed in found.keys() & best.keys())
+    ]
+    if not ahead:
+        return None
+    shown = listed([*ahead[:CLOSE], *([f"{len(ahead) - CLOSE} more"] if ahead[CLOSE:] else [])])
+    return (
+        f"{arm.label} at {setting(arm.chosen)} was chosen by the mean over the tuning seeds. On "
+        f"some of these seeds other settings did better: {shown}. What hangs on it, such "
+        "as multipliers and redundancy, may come out otherwise in another study."
+    )
 
 
 def _many(study: Study) -> list[str]:
