@@ -107,6 +107,14 @@ def everything(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return found
 
 
+def multipliers(model: Model, optimizer: Any) -> dict[str, Tensor]:
+    """Of the coming step, gathered."""
+    return {
+        f"{name} multiplier": whole(optimizer.multiplier(param))
+        for name, param in model.named_parameters()
+    }
+
+
 # -- what the processes do ------------------------------------------------------------------------
 
 
@@ -116,7 +124,7 @@ def compare(rank: int, folder: Path) -> None:
     for case, (_, _, dtype) in CASES.items():
         model = shard(Model(dtype))
         optimizer = train(case, model)
-        found[case] = everything(model, optimizer)
+        found[case] = everything(model, optimizer) | multipliers(model, optimizer)
         late = optimizer.state[model.idle.weight]
         assert late["step"].item() == 1  # made when its gradient came
         assert isinstance(late["exp_avg_sensitivity"], DTensor)
@@ -290,7 +298,8 @@ def test_a_sharded_run_is_the_whole_one(world, tmp_path):
     found = torch.load(tmp_path / "found.pt")
     for case, (_, _, dtype) in CASES.items():
         model = Model(dtype)
-        assert_equal(found[case], everything(model, train(case, model)))
+        optimizer = train(case, model)
+        assert_equal(found[case], everything(model, optimizer) | multipliers(model, optimizer))
 
 
 def test_it_trains_with_the_gradients_of_fsdp(tmp_path):
