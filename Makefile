@@ -35,10 +35,10 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --site-dir build/docs
 
 # One row of docs/evidence, for example `make evidence-rte-adamw`; TIER=full on a GPU. It goes on
-# where it stopped. Beside a row: CONTROLS=1 runs its controls, RELATIVE=1 the relative rule where the
-# row leaves it out, MATCHED=1 measures its models at matched loss.
+# where it stopped. Beside a row: CONTROLS=1 runs its controls, CONTROLS=A,B these alone, RELATIVE=1
+# the relative rule where the row leaves it out, MATCHED=1 measures its models at matched loss.
 evidence-%: $(STAMP)
-	$(BIN)/python evidence/$(if $(MATCHED),matched,run).py $* --tier $(or $(TIER),small) $(if $(CONTROLS),--controls) $(if $(RELATIVE),--relative)
+	$(BIN)/python evidence/$(if $(MATCHED),matched,run).py $* --tier $(or $(TIER),small) $(if $(CONTROLS),--controls $(filter-out 1,$(CONTROLS))) $(if $(RELATIVE),--relative)
 
 evidence-report: $(STAMP)
 	$(BIN)/python evidence/report.py

@@ -1,11 +1,12 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--controls | --relative] [--jobs N]
+    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--jobs N]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
-go to results/evidence/TIER/TASK. With --controls the controls of the recipe are compared with
-SageAdamW's base in a study of their own, TASK-controls; with --relative the relative rule alone, in
-TASK-relative, where the row's tier leaves it out. SAGELR_DATA names a folder of data.
+go to results/evidence/TIER/TASK. With --controls the controls of the recipe, or some of them, are
+compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
+--relative the relative rule alone, in TASK-relative, where the row's tier leaves it out.
+SAGELR_DATA names a folder of data.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("task")
     parser.add_argument("--tier", choices=("small", "full"), default="small")
     further = parser.add_mutually_exclusive_group()
-    further.add_argument("--controls", action="store_true")
+    further.add_argument("--controls", nargs="?", const="all", metavar="A,B")
     further.add_argument("--relative", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
@@ -45,6 +46,13 @@ def main() -> int:
     arms, name = row.get(f"arms_{options.tier}", row["arms"]), options.task
     if options.controls:
         arms, name = controls(recipe), f"{name}-controls"
+        if options.controls != "all":
+            wanted = options.controls.split(",")
+            if unknown := sorted(set(wanted) - set(arms)):
+                known = ", ".join(arm for arm in arms if arm not in BASE_AND_SAGE)
+                print(f"There is no control {unknown[0]}. Known: {known}.", file=sys.stderr)
+                return 2
+            arms, name = [*BASE_AND_SAGE, *wanted], "-".join([name, *wanted])
     elif options.relative:
         arms, name = [row["base"], "relative"], f"{name}-relative"
     study = ROOT / "runs" / "evidence" / options.tier / name
