@@ -136,7 +136,7 @@ def test_looking_twice_and_an_optimum_on_the_edge_are_told(study, show):
 
 def test_a_choice_that_another_seed_would_not_have_made_is_told(study, show):
     document = study()
-    said = "was chosen by the mean over the tuning seeds"
+    said = "a setting that was not chosen did better"
     assert said not in show(document).text  # luck is the same for every setting
     [run] = [
         run
@@ -146,8 +146,21 @@ def test_a_choice_that_another_seed_would_not_have_made_is_told(study, show):
     ]
     run["scores"]["validation"]["loss"] = 0.0
     text = show(document).text
-    assert f"AdamW at lr 0.002 {said}." in text
-    assert "other settings did better: lr 0.004." in text
+    assert f"{said}, of AdamW (lr 0.004)." in text
+
+
+def test_many_comparisons_are_shown_in_one_figure(study, show):
+    document = study(gap=0.02)
+    [first] = document["comparisons"]
+    document["comparisons"] = [first | {"p_holm": 0.03, "holm_of": 4} for _ in range(4)]
+    document["comparisons"][3] |= {"verdict": "worse"}
+    page = show(document)
+    assert page.text.count("What to try next") == 1
+    assert "All 4 comparisons: 3 better and 1 worse" in page.text
+    bars = page.figures["differences"]["data"]
+    assert [bar["x"] for bar in bars] == [[100 * first["difference"]["mean"]]] * 4
+    low = 100 * (first["difference"]["mean"] - first["difference"]["ci95"][0])
+    assert bars[0]["error_x"]["arrayminus"] == [pytest.approx(low)]
 
 
 def test_corrections_are_told_where_results_have_them(study, show):

@@ -8,7 +8,7 @@ from typing import Any
 from sagelr.report.study import Arm, Study, validation
 from sagelr.report.wording import count, listed, p_value, setting
 
-CLOSE = 3  # settings that are named
+CLOSE = 3  # arms, and settings of each, that are named
 
 
 def caveats(study: Study) -> list[str]:
@@ -28,7 +28,7 @@ def caveats(study: Study) -> list[str]:
                 f"The best lr of {arm.label} is still at the end of its grid: a better one may lie "
                 "beyond, so that it may be compared below its best."
             )
-    told += [line for arm in study.arms if (line := _close_call(study, arm))]
+    told += _close_calls(study)
     bad = [run for run in study.ended_badly() if run["stage"] == "tune"]
     if bad:
         told.append(
@@ -38,10 +38,24 @@ def caveats(study: Study) -> list[str]:
     return told
 
 
-def _close_call(study: Study, arm: Arm) -> str | None:
-    """Settings that were ahead of the chosen one on some of the tuning seeds."""
-    if arm.chosen is None or study.data["quick"]:
-        return None
+def _close_calls(study: Study) -> list[str]:
+    """Arms of which another setting was ahead of the chosen one on some of the tuning seeds."""
+    found = {arm: ahead for arm in study.arms if (ahead := _ahead(study, arm))}
+    if not found or study.data["quick"]:
+        return []
+    if len(found) > CLOSE:
+        whose = f"of {len(found)} of the {len(study.arms)} arms"
+    else:
+        whose = listed([f"of {arm.label} ({_some(ahead)})" for arm, ahead in found.items()])
+    return [
+        "Settings were chosen by their mean over the tuning seeds. On one of these seeds or "
+        f"another a setting that was not chosen did better, {whose}. What hangs on the setting, "
+        "such as multipliers and redundancy, may come out otherwise in another study."
+    ]
+
+
+def _ahead(study: Study, arm: Arm) -> list[str]:
+    """Settings that did better than the chosen one on some of the tuning seeds."""
     by = study.select_by
     sign = 1 if study.scale_of(by).greater_is_better else -1
     scores = {
@@ -50,21 +64,18 @@ def _close_call(study: Study, arm: Arm) -> str | None:
         }
         for values, runs in study.tuned(arm)
     }
-    chosen = tuple(arm.chosen.items())
-    best = scores.pop(chosen, {})
-    ahead = [
+    best = scores.pop(tuple((arm.chosen or {}).items()), {})
+    return [
         setting(dict(values))
         for values, found in scores.items()
         if any(found[seed] > best[seed] for seed in found.keys() & best.keys())
     ]
-    if not ahead:
-        return None
-    shown = listed([*ahead[:CLOSE], *([f"{len(ahead) - CLOSE} more"] if ahead[CLOSE:] else [])])
-    return (
-        f"{arm.label} at {setting(arm.chosen)} was chosen by the mean over the tuning seeds. On "
-        f"some of these seeds other settings did better: {shown}. What hangs on it, such "
-        "as multipliers and redundancy, may come out otherwise in another study."
-    )
+
+
+def _some(settings: list[str]) -> str:
+    """A few of them by name."""
+    more = len(settings) - CLOSE
+    return "; ".join([*settings[:CLOSE], *([f"{more} more"] if more > 0 else [])])
 
 
 def _many(study: Study) -> list[str]:

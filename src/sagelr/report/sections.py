@@ -19,6 +19,8 @@ from sagelr.report.tables import Table
 from sagelr.report.verdict import Verdict, verdicts
 from sagelr.report.wording import Scale
 
+MANY = 3  # comparisons up to which each has its verdict in full
+
 
 @dataclass(frozen=True)
 class Redundancy:
@@ -75,6 +77,7 @@ class Page:
     caveats: list[str] = field(default_factory=list)
     progress: float | None = None
     differences: list[Figure] = field(default_factory=list)
+    every_difference: Figure | None = None
     seeds: Figure | None = None
     training: list[Figure] = field(default_factory=list)
     tuning: list[Figure] = field(default_factory=list)
@@ -90,7 +93,8 @@ class Page:
 
     def figures(self) -> list[Figure]:
         """All of them, in the order of the page."""
-        shown = [*self.differences, *([self.seeds] if self.seeds else [])]
+        one_by_one = (self.every_difference, self.seeds)
+        shown = [*self.differences, *(figure for figure in one_by_one if figure)]
         shown += [*self.training, *self.tuning, *self.sage]
         for section in self.redundancy:
             shown += [*section.spread, *section.curves]
@@ -126,8 +130,13 @@ def _study(shown: Page, study: Study) -> None:
     shown.verdicts, shown.caveats = verdicts(study), caveats(study)
     if not study.finished:
         shown.progress = progress["done"] / max(1, progress["total"])
+    if len(study.comparisons) > MANY:
+        shown.verdicts = shown.verdicts[:1]
+        shown.every_difference = scores.every_difference(study)
     shown.differences = [
-        scores.difference(study, found, n) for n, found in enumerate(study.comparisons, 1)
+        scores.difference(study, each.comparison, n)
+        for n, each in enumerate(shown.verdicts, 1)
+        if each.comparison
     ]
     shown.seeds = scores.seeds(study)
     shown.training = training.curves(study)

@@ -18,6 +18,7 @@ from sagelr.report.charts.figure import (
     stack,
 )
 from sagelr.report.study import Arm, Study, mean, spread, test
+from sagelr.report.wording import listed
 
 DOT = 0.13  # between dots beside each other, where arms are 1 apart
 
@@ -91,6 +92,69 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
             showlegend=False,
         ),
         height=round(150 + 26 * -deepest),
+        wide=True,
+    )
+
+
+def every_difference(study: Study) -> Figure:
+    """The differences of all comparisons with their intervals, one below the other."""
+    scale, shown = study.scale, list(reversed(study.comparisons))
+    traces, reach = [], 0.0
+    for place, found in enumerate(shown):
+        arm, gap = study.by_name[found["sage"]], found["difference"]
+        middle, low, high = (scale.factor * each for each in (gap["mean"], *gap["ci95"]))
+        reach = max(reach, 1.1 * abs(low), 1.1 * abs(high), 1.25 * scale.factor * found["margin"])
+        bar = {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - middle],
+            "arrayminus": [middle - low],
+            "thickness": 2.5,
+            "width": 6,
+            "color": arm.colour,
+        }
+        traces.append(
+            dots(
+                arm.label,
+                [middle],
+                [place],
+                arm.colour,
+                error_x=bar,
+                marker={"size": 11, "symbol": arm.symbol},
+                hovertemplate=f"%{{x:+.3g}}, {found['verdict']}",
+            )
+        )
+    unit = scale.difference_unit.strip()
+    margins = {scale.factor * found["margin"] for found in shown}
+    shaded = [span(-max(margins), max(margins), "--margin")] if len(margins) == 1 else []
+    counts: dict[str, int] = {}
+    for found in study.comparisons:
+        counts[found["verdict"]] = counts.get(found["verdict"], 0) + 1
+    told = listed([f"{number} {verdict}" for verdict, number in counts.items()])
+    return Figure(
+        "differences",
+        f"All {len(shown)} comparisons: {told}",
+        "Marks and bars: mean paired difference to the base arm and its 95% interval, each by "
+        "itself. Shaded: the margin, within which a difference is taken not to matter.",
+        traces,
+        layout(
+            axis(
+                f"minus its base, test {scale.label}{f' ({unit})' if unit else ''}",
+                range=[-reach, reach],
+                zeroline=False,
+            ),
+            {
+                "tickvals": list(range(len(shown))),
+                "ticktext": [plain(study.by_name[found["sage"]].label, 32) for found in shown],
+                "range": [-0.7, len(shown) - 0.3],
+                "showgrid": False,
+                "zeroline": False,
+                "fixedrange": True,
+            },
+            shapes=[*shaded, rule(0, "--ink")],
+            showlegend=False,
+        ),
+        height=110 + 34 * len(shown),
         wide=True,
     )
 
