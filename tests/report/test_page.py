@@ -146,7 +146,7 @@ def test_a_choice_that_another_seed_would_not_have_made_is_told(study, show):
     ]
     run["scores"]["validation"]["loss"] = 0.0
     text = show(document).text
-    assert f"{said}, of AdamW (lr 0.004)." in text
+    assert f"{said}, for AdamW (lr 0.004)." in text
 
 
 def test_many_comparisons_are_shown_in_one_figure(study, show):

@@ -44,9 +44,9 @@ def _close_calls(study: Study) -> list[str]:
     if not found or study.data["quick"]:
         return []
     if len(found) > CLOSE:
-        whose = f"of {len(found)} of the {len(study.arms)} arms"
+        whose = f"for {len(found)} of the {len(study.arms)} arms"
     else:
-        whose = listed([f"of {arm.label} ({_some(ahead)})" for arm, ahead in found.items()])
+        whose = listed([f"for {arm.label} ({_some(ahead)})" for arm, ahead in found.items()])
     return [
         "Settings were chosen by their mean over the tuning seeds. On one of these seeds or "
         f"another a setting that was not chosen did better, {whose}. What hangs on the setting, "
