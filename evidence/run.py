@@ -1,12 +1,12 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--jobs N]
+    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--reuse] [--jobs N]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
 go to results/evidence/TIER/TASK. With --controls the controls of the recipe, or some of them, are
 compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
 --relative the relative rule alone, in TASK-relative, where the row's tier leaves it out.
-SAGELR_DATA names a folder of data.
+With --reuse these take over what the row itself has run. SAGELR_DATA names a folder of data.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> int:
     further = parser.add_mutually_exclusive_group()
     further.add_argument("--controls", nargs="?", const="all", metavar="A,B")
     further.add_argument("--relative", action="store_true")
+    parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
     rows = {row["task"]: row for row in tomllib.loads(ROWS.read_text())["row"]}
@@ -60,6 +61,8 @@ def main() -> int:
     command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
+    if options.reuse:
+        command += ["--reuse", str(ROOT / "results" / "evidence" / options.tier / options.task)]
     if options.jobs:
         command += ["--jobs", str(options.jobs)]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode

@@ -42,6 +42,13 @@ def compare(
         Path | None, typer.Option(help="Folder of the study; runs/RECIPE by default.")
     ] = None,
     set_: SetOption = None,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of another study: what it has run in the very same way is taken over, so "
+            "that an arm more costs that arm alone."
+        ),
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -95,6 +102,7 @@ def compare(
                 recipe=checked,
                 out=folder,
                 jobs=jobs or _jobs(checked),
+                reuse=reuse,
                 storage=storage,
                 study=study or name,
                 command=command,

@@ -65,6 +65,10 @@ def of_study(study: Study) -> list[Entry]:
             else "None.",
         )
     )
+    reused = [run["reused"] for run in runs if "reused" in run]
+    if reused:
+        whose = listed([f"study {id}" for id in dict.fromkeys(reused)])
+        entries.append(Entry("taken over", f"{count(len(reused), 'run')} from {whose}."))
     spent = sum(run["seconds"] or 0 for run in runs)
     entries.append(Entry("time", f"{duration(spent)} of training in all, summed over the runs."))
     return [*entries, *_machine(data)]

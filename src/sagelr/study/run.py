@@ -17,7 +17,7 @@ from typing import Any
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, Setting
-from sagelr.study import identity, plan, results
+from sagelr.study import identity, plan, results, reuse
 from sagelr.study.crew import Crew
 from sagelr.study.identity import RESULTS
 from sagelr.study.queue import Queue
@@ -53,6 +53,7 @@ class Request:
         recipe: as validated; its report_seeds are a minimum if the study has more already.
         out: folder for the results, and for the study itself unless it is on a server.
         jobs: worker processes.
+        reuse: folder of another study, to take over what would be trained again.
         storage: URL of a PostgreSQL server; None keeps the study in its folder.
         study: its name on that server.
         command: as typed, for the record.
@@ -66,6 +67,7 @@ class Request:
     recipe: Recipe
     out: Path
     jobs: int
+    reuse: Path | None = None
     storage: str | None = None
     study: str = ""
     command: str = ""
@@ -139,6 +141,9 @@ class _Study:
             overrides=request.overrides,
             note=request.note,
         )
+        self.reusable = reuse.find(request.reuse, self.recipe) if request.reuse else None
+        if self.reusable is not None:
+            identity.check_data(storage, self.reusable.data)
         self.machine = results.machine(self.recipe.train.device)
         self.queues = {stage: Queue(storage, stage, request.note) for stage in ("tune", "report")}
         self.crew = Crew(self.recipe, request.jobs)
@@ -157,6 +162,8 @@ class _Study:
                 if not left:  # of tuning there is always something left, until it is over
                     identity.note_look(self.storage)
                     return self._write("complete", now)
+                if self._take_over(left):
+                    continue
                 queue.enqueue(left)
                 self.crew.staff(sum(run.key not in queue.elsewhere for run in left))
                 for worker in self.crew.idle:
@@ -221,6 +228,18 @@ class _Study:
         """Why a run of an arm ended, for the last that did."""
         reasons = [run["error"] for run in self._runs().values() if run["arm"] == arm]
         return next((reason for reason in reversed(reasons) if reason), "no reason known")
+
+    def _take_over(self, runs: list[Run]) -> bool:
+        """Publish what another study has of these; whether it had any."""
+        if self.reusable is None:
+            return False
+        found = [run.key for run in runs if run.key in self.reusable.runs]
+        for key in found:
+            self.storage.record(key, self.reusable.runs[key])
+        if found:
+            self.news = True
+            self.request.note(f"{len(found)} runs are taken over from {self.request.reuse}.")
+        return bool(found)
 
     # -- runs -----------------------------------------------------------------------------------
 

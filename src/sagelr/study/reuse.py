@@ -1,0 +1,101 @@
+"""Runs of another study that this one would train in the very same way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sagelr
+from sagelr.errors import UsageError
+from sagelr.recipe import Recipe
+from sagelr.study import results
+
+FILE = "results.json"
+TABLES = ("task", "model", "train", "audit")
+WHERE = {("task", "data"), ("task", "title")}  # the data themselves are told by their sha256
+OF_NO_WEIGHT = {"label", "role", "base", "grid"}  # of an arm: they change no training
+
+
+@dataclass(frozen=True)
+class Reusable:
+    """What another study has.
+
+    Attributes:
+        id: of the study.
+        data: as its task described them.
+        runs: key → entry of every run that ended by itself, of arms that are the same here.
+    """
+
+    id: str
+    data: Mapping[str, Any]
+    runs: Mapping[str, dict[str, Any]]
+
+
+def find(path: Path, recipe: Recipe) -> Reusable:
+    """Read the runs of another study.
+
+    Args:
+        path: its folder, or its results.json.
+        recipe: of this study, with its precision settled.
+
+    Raises:
+        UsageError: it is no study, or it was made in another way, and which.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        differing = list(_differing(document, recipe))
+        if differing:
+            raise UsageError(
+                f"--reuse {path}: its runs would not be these: {'; '.join(differing[:3])}. Give "
+                "the settings it was made with, or leave --reuse out."
+            )
+        ours, theirs = recipe.to_json()["arms"], document["recipe"]["arms"]
+        same = {name for name in ours if name in theirs and _arm(ours[name]) == _arm(theirs[name])}
+        here = results.machine(recipe.train.device) == document["machine"]
+        runs = {
+            run["key"]: run
+            | {"reused": document["id"]}
+            | ({} if here else {"machine": run.get("machine", document["machine"])})
+            for run in document["runs"]
+            if run["status"] != "failed" and run["arm"] in same
+        }
+        return Reusable(document["id"], document["data"], runs)
+    except OSError as error:
+        raise UsageError(
+            f"--reuse {path}: {file} cannot be read ({error.strerror}). Give the folder of a study."
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"--reuse {path}: {file} is not what sagelr compare writes. Give the folder of a study."
+        ) from None
+
+
+def _differing(document: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """What of another study is otherwise than here, and would make its runs others."""
+    ours, theirs = recipe.to_json(), document["recipe"]
+    for table in TABLES:
+        for key in sorted(ours[table].keys() | theirs[table].keys()):
+            now, then = (each[table].get(key, "not set") for each in (ours, theirs))
+            if now != then and (table, key) not in WHERE:
+                yield f"{table}.{key} was {then!r} and is now {now!r}"
+    for name, now, then in (
+        ("metric", ours["metric"], theirs["metric"]["name"]),
+        ("study.select_by", ours["study"]["select_by"], theirs["study"]["select_by"]),
+    ):
+        if now != then:
+            yield f"{name} was {then!r} and is now {now!r}"
+    now, then = results.versions(), document["versions"]
+    for name in sorted(now.keys() & then.keys()):
+        if now[name] != then[name]:
+            yield f"{name} was {then[name]} and is now {now[name]}"
+    if sagelr.__version__ != document["sagelr"]:
+        yield f"sagelr was {document['sagelr']} and is now {sagelr.__version__}"
+
+
+def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an arm bears on its training."""
+    return {key: value for key, value in arm.items() if key not in OF_NO_WEIGHT}
