@@ -1,6 +1,6 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--reuse] [--jobs N]
+    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--reuse]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
 go to results/evidence/TIER/TASK. With --controls the controls of the recipe, or some of them, are
