@@ -84,8 +84,10 @@ def train(
 
     Returns:
         An entry of `runs` in results.json. A loss that is no number ends the run with the status
-        "diverged", which is a result too. With `predict` it has "predictions": the files, and what
-        went wrong, if anything did; a trained model is not lost for that.
+        "diverged", which is a result too. Where the test split was scored and the metric is a mean
+        over its examples, "examples" has what each of them scored. With `predict` it has
+        "predictions": the files, and what went wrong, if anything did; a trained model is not lost
+        for that.
 
     Raises:
         UsageError: the recipe asks for what cannot be had here, or there is no checkpoint to
@@ -121,6 +123,8 @@ def train(
         test = run.stage == "report" if score_test is None else score_test
         scores = watch.scores() if watch.diverged else _score(trainer, test)
         more: dict[str, Any] = {}
+        if scores["test"] and (examples := trainer.examples_of(task.test)):
+            more["examples"] = examples
         if audit is not None and run.stage == "report" and not watch.diverged:
             more["audit"] = audit(trainer.bare, task)
         if save is not None:

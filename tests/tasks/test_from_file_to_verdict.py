@@ -31,6 +31,7 @@ def check(document: dict, page: str, metric: str) -> None:
     assert document["status"] == "complete"
     (comparison,) = document["comparisons"]
     assert comparison["seeds"] == [1000, 1001]
+    assert ("examples_ci95" in comparison) == (metric == "accuracy")
     reports = [run for run in document["runs"] if run["stage"] == "report"]
     assert len(reports) == 4
     assert all(metric in run["scores"]["test"] for run in reports)

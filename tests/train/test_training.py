@@ -246,6 +246,22 @@ def test_label_smoothing_is_that_of_the_formula():
     assert entry["scores"]["train"]["loss"] == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.parametrize("by_length", [False, True])
+def test_each_example_of_the_test_split_is_right_or_wrong(by_length):
+    recipe = small(train__epochs=1)
+    task = recorded(recipe)
+    rows = [task.test[row] for row in range(len(task.test))]
+    if by_length:  # the rows are evaluated in another order, and told in their own
+        task.test.lengths = [37 * row % 11 for row in range(len(rows))]
+    entry = train(recipe, sage(), task, score_test=True)
+    batch = task.collate(rows)
+    with torch.no_grad():
+        right = task.made(batch["pixel_values"]).logits.argmax(-1) == batch["labels"]
+    assert 0 < right.sum() < len(rows)
+    assert entry["examples"] == right.int().tolist()
+    assert "examples" not in train(recipe, sage(), task)
+
+
 def test_bf16_is_autocast():
     seen = []
     recipe = small(train__precision="bf16", train__epochs=1)

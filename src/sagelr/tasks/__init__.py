@@ -127,6 +127,18 @@ class Task(ABC):
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics from logits and labels, in natural units."""
 
+    def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int] | None:
+        """What each example scored, where a metric is their mean; None where it is not.
+
+        Args:
+            prediction: what `scores` is given.
+            metric: name of one of `metrics`.
+
+        Returns:
+            1 for an example that is right, 0 for one that is not, in the order of the prediction.
+        """
+        return None
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the data are.

@@ -142,6 +142,11 @@ class Digits:
         logits: Any = prediction.predictions
         return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
 
+    def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int] | None:
+        """Which images were named rightly."""
+        logits: Any = prediction.predictions
+        return (logits.argmax(-1) == prediction.label_ids).astype(int).tolist()
+
     def describe(self) -> dict[str, Any]:
         """What the data are."""
         return {

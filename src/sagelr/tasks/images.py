@@ -184,14 +184,20 @@ class ImageClassification(Task):
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Share of images named rightly; with more than 10 classes, also by one of 5 guesses."""
+        right = {name: self.example_scores(prediction, name) for name in self.given}
+        return {name: sum(found) / len(found) for name, found in right.items()}
+
+    def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int]:
+        """Which images were named rightly, at the first guess or by one of 5."""
         logits: Any = prediction.predictions
         logits = logits[0] if isinstance(logits, tuple) else logits
         labels: Any = prediction.label_ids
-        found = {"accuracy": float((logits.argmax(-1) == labels).mean())}
-        if "top5" in self.given:
+        if metric == "accuracy":
+            right = logits.argmax(-1) == labels
+        else:
             guesses = np.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
-            found["top5"] = float((guesses == labels[:, None]).any(-1).mean())
-        return found
+            right = (guesses == labels[:, None]).any(-1)
+        return right.astype(int).tolist()
 
     def describe(self) -> dict[str, Any]:
         """What the data are. Without the cache, sha256 is of names and labels alone."""

@@ -205,9 +205,7 @@ class TextClassification(Task):
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the task, and `score`: their mean, as on GLUE's leaderboard."""
-        logits: Any = prediction.predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        labels: Any = prediction.label_ids
+        logits, labels = _logits(prediction), prediction.label_ids
         if self._corpus.classes:
             return metrics.score(self._corpus.scores, logits.argmax(-1), labels)
         mean, deviation = self._scale
@@ -215,6 +213,14 @@ class TextClassification(Task):
             values.reshape(-1).astype("float64") * deviation + mean for values in (logits, labels)
         )
         return metrics.score(self._corpus.scores, predicted, wanted)
+
+    def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int] | None:
+        """Which rows were classified rightly, where the metric is their share."""
+        if metric == "score":
+            metric = metrics.score_in_words(self._corpus.scores)
+        if metric != "accuracy":
+            return None
+        return (_logits(prediction).argmax(-1) == prediction.label_ids).astype(int).tolist()
 
     def prepare_predictions(self) -> None:
         """Read GLUE's unlabelled test sets.
@@ -341,3 +347,9 @@ def _packaged() -> str:
     except ImportError:
         return MINILM
     return str(get_model_path())
+
+
+def _logits(prediction: EvalPrediction) -> Any:
+    """Logits alone, where a model gives more."""
+    found: Any = prediction.predictions
+    return found[0] if isinstance(found, tuple) else found

@@ -28,7 +28,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.schema import Recipe
-from sagelr.tasks import Task
+from sagelr.tasks import Split, Task, evaluation_order
 from sagelr.training import checkpoint, sharded
 from sagelr.training.batches import Batches, Plan, loader
 from sagelr.training.evaluation import SharedEvaluation, labels_of
@@ -68,12 +68,13 @@ class RunTrainer(SharedEvaluation):
         self.recipe, self.run, self.task, self.plan = recipe, run, task, plan
         self.watch, self.identity = watch, identity
         self.keep_weights = False  # of every checkpoint, for sagelr audit
+        self._examples: list[int] | None = None  # what each scored, of the last evaluation
         watch.trainer = self
         super().__init__(
             train_dataset=task.train,  # type: ignore[arg-type]
             eval_dataset=task.validation,  # type: ignore[arg-type]
             data_collator=task.collate,  # type: ignore[arg-type]
-            compute_metrics=task.scores,
+            compute_metrics=self._scores,
             preprocess_logits_for_metrics=task.keep_logits,
             callbacks=[watch],
             **kwargs,
@@ -81,6 +82,20 @@ class RunTrainer(SharedEvaluation):
         self.in_parts = self.args.world_size > 1 or recipe.train.accumulate > 1
         if self.in_parts:
             self.loss_is_scaled_for_ga = True
+
+    def _scores(self, prediction: Any) -> dict[str, float]:
+        self._examples = self.task.example_scores(prediction, self.recipe.metric)
+        return self.task.scores(prediction)
+
+    def examples_of(self, rows: Split) -> list[int] | None:
+        """What each example scored when the split was evaluated last of all, row by row.
+
+        None where the metric is no mean over examples.
+        """
+        if self._examples is None or len(self._examples) != len(rows):
+            return None
+        found = dict(zip(evaluation_order(rows), self._examples, strict=True))
+        return [found[row] for row in range(len(rows))]
 
     @property
     def saves(self) -> bool:
