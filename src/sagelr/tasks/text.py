@@ -205,7 +205,8 @@ class TextClassification(Task):
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the task, and `score`: their mean, as on GLUE's leaderboard."""
-        logits, labels = _logits(prediction), prediction.label_ids
+        logits: Any = _logits(prediction)
+        labels: Any = prediction.label_ids
         if self._corpus.classes:
             return metrics.score(self._corpus.scores, logits.argmax(-1), labels)
         mean, deviation = self._scale
