@@ -11,7 +11,7 @@ LEFT, WIDTH, RIGHT, STEP, TOP = 360, 420, 130, 30, 46
 AXIS, OVER, ACROSS, UP = 64, 34, 460, 240  # of a plot: margins, width and height
 COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
-MOST = 3.0  # margins to each side; what goes beyond ends in an arrow
+LEAST, MOST = 3, 10  # margins to each side; what goes beyond ends in an arrow
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Line:
 def forest(lines: Sequence[Line]) -> str:
     """The differences of all rows: a point and its 95% interval for each, in margins."""
     height = TOP + STEP * len(lines) + 34
-    middle, unit = LEFT + WIDTH / 2, WIDTH / 2 / MOST
+    ends_at = [abs(value) / line.margin for line in lines for value in (line.low, line.high)]
+    most = min(MOST, max(LEAST, math.ceil(max(ends_at))))
+    middle, unit = LEFT + WIDTH / 2, WIDTH / 2 / most
     bottom = height - 34
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + RIGHT} {height}" '
@@ -45,20 +47,20 @@ def forest(lines: Sequence[Line]) -> str:
     for number, line in enumerate(lines):
         y = TOP + STEP * number + STEP / 2
         low, mean, high = (value / line.margin for value in (line.low, line.mean, line.high))
-        ends = [middle + unit * max(-MOST, min(MOST, value)) for value in (low, high)]
+        ends = [middle + unit * max(-most, min(most, value)) for value in (low, high)]
         colour = {"better": "#1a7f4b", "worse": "#b3261e"}.get(line.verdict, "#34556e")
         parts += [
             text(LEFT - 12, y + 4, line.title, "end"),
             f'<line x1="{ends[0]:.1f}" y1="{y}" x2="{ends[1]:.1f}" y2="{y}" stroke="{colour}" '
             'stroke-width="2"/>',
-            *(_arrow(*end, y, colour) for end in zip(ends, (low, high), strict=True)),
-            f'<circle cx="{middle + unit * max(-MOST, min(MOST, mean)):.1f}" cy="{y}" r="4.5" '
+            *(_arrow(*end, most, y, colour) for end in zip(ends, (low, high), strict=True)),
+            f'<circle cx="{middle + unit * max(-most, min(most, mean)):.1f}" cy="{y}" r="4.5" '
             f'fill="{colour}"/>',
             text(LEFT + WIDTH + 10, y + 4, line.verdict, "start"),
         ]
     parts += [
         text(middle + unit * at, height - 14, f"{at:+d}" if at else "0", "middle")
-        for at in range(-int(MOST), int(MOST) + 1)
+        for at in range(-most, most + 1)
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -144,9 +146,9 @@ def text(x: float, y: float, words: str, anchor: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="#1d2a35">{escape(words)}</text>'
 
 
-def _arrow(x: float, value: float, y: float, colour: str) -> str:
+def _arrow(x: float, value: float, most: float, y: float, colour: str) -> str:
     """At an end that lies further out than there is room for."""
-    if abs(value) <= MOST:
+    if abs(value) <= most:
         return ""
     back = -7 if value > 0 else 7
     return f'<path d="M{x:.1f} {y} l{back} -5 v10 z" fill="{colour}"/>'
