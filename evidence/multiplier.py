@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 LEAST, MOST = 0.2, 0.8  # quantiles of sensitivity: the least sensitive fifth, the most sensitive
@@ -38,10 +39,10 @@ def seen(data: Mapping[str, Any], sage: str, base: str) -> Seen | None:
     ]
     if not traces:
         return None
-    over_time = _mean([_mean([_at(trace, look) for look in trace["history"]]) for trace in traces])
-    low, high = (_mean([_quantile(trace, name) for trace in traces]) for name in ("5", "95"))
-    least = _mean([_within(trace, 0.0, LEAST) for trace in traces])
-    most = _mean([_within(trace, MOST, 1.0) for trace in traces])
+    over_time = fmean(fmean(_at(trace, look) for look in trace["history"]) for trace in traces)
+    low, high = (fmean(_quantile(trace, name) for trace in traces) for name in ("5", "95"))
+    least = fmean(_within(trace, 0.0, LEAST) for trace in traces)
+    most = fmean(_within(trace, MOST, 1.0) for trace in traces)
     ours, theirs = (data["tuning"][arm]["chosen"]["lr"] for arm in (sage, base))
     return Seen(over_time, low, high, least, most, over_time * ours / theirs)
 
@@ -63,30 +64,21 @@ def table(rows: Sequence[tuple[str, Seen]]) -> Iterator[str]:
 def _at(trace: Mapping[str, Any], look: Mapping[str, Any]) -> float:
     """The mean multiplier at one look."""
     sizes = {layer["name"]: layer["parameters"] for layer in trace["layers"]}
-    return _weighted([(sizes[name], r) for name, r in look["multiplier"].items()])
+    return fmean(look["multiplier"].values(), [sizes[name] for name in look["multiplier"]])
 
 
 def _quantile(trace: Mapping[str, Any], name: str) -> float:
     layers = trace["layers"]
-    return _weighted([(layer["parameters"], layer["quantiles"][name]) for layer in layers])
+    return fmean(
+        [layer["quantiles"][name] for layer in layers], [layer["parameters"] for layer in layers]
+    )
 
 
 def _within(trace: Mapping[str, Any], low: float, high: float) -> float:
     """The mean multiplier of the parameters between two quantiles of sensitivity."""
-    bins = trace["by_sensitivity"]
     slack = 1e-9
-    return _mean(
-        [
-            found["multiplier"]
-            for found in bins
-            if found["quantile"][0] >= low - slack and found["quantile"][1] <= high + slack
-        ]
+    return fmean(
+        found["multiplier"]
+        for found in trace["by_sensitivity"]
+        if found["quantile"][0] >= low - slack and found["quantile"][1] <= high + slack
     )
-
-
-def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
-    return sum(size * value for size, value in pairs) / sum(size for size, _ in pairs)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

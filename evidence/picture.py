@@ -34,10 +34,9 @@ def forest(lines: Sequence[Line]) -> str:
     middle, unit = LEFT + WIDTH / 2, WIDTH / 2 / most
     bottom = height - 34
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + RIGHT} {height}" '
-        'font-family="system-ui, sans-serif" font-size="13" role="img">',
-        "<title>SAGE minus its base, in margins, with 95% intervals</title>",
-        f'<rect width="100%" height="{height}" fill="#ffffff"/>',
+        *_begin(
+            LEFT + WIDTH + RIGHT, height, "SAGE minus its base, in margins, with 95% intervals"
+        ),
         f'<rect x="{middle - unit}" y="{TOP - 14}" width="{2 * unit}" '
         f'height="{bottom - TOP + 14}" fill="#e8eef3"/>',
         f'<line x1="{middle}" y1="{TOP - 14}" x2="{middle}" y2="{bottom}" stroke="#667788"/>',
@@ -98,11 +97,7 @@ def plot(
 
     legend = OVER + UP + 52
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {AXIS + ACROSS + 30} '
-        f'{legend + 20 * len(curves)}" font-family="system-ui, sans-serif" font-size="13" '
-        'role="img">',
-        f"<title>{escape(title)}</title>",
-        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        *_begin(AXIS + ACROSS + 30, legend + 20 * len(curves), title),
         text(AXIS, OVER - 14, above, "start"),
         text(AXIS + ACROSS / 2, OVER + UP + 36, below, "middle"),
     ]
@@ -140,6 +135,16 @@ def _round(low: float, high: float) -> list[float]:
     steps = (factor * 10.0**power for power in range(-6, 6) for factor in (1, 2, 5))
     step = next(each for each in steps if (high - low) / each <= 6)
     return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _begin(width: int, height: int, title: str) -> list[str]:
+    """The head of a picture, and white ground."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="system-ui, sans-serif" font-size="13" role="img">',
+        f"<title>{escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
 
 
 def text(x: float, y: float, words: str, anchor: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from picture import DASHES, Curve, plot
 from scipy.stats import spearmanr
 
-from sagelr.report.wording import Scale
+from sagelr.report.wording import Scale, setting
 from sagelr.study import statistics
 
 NAMES = {"sensitivity": "least sensitive first", "magnitude": "smallest first"}
@@ -106,10 +107,10 @@ def conclusion(
         f"sensitive weights gone first and 99% of the {Scale.of(metric).label} kept, {shares}"
     )
     if controls and audits(controls):
-        found, setting = audits(controls), controls["tuning"][sage]["chosen"]
+        found, chosen = audits(controls), controls["tuning"][sage]["chosen"]
         which, shares = prunable(found, metric, sage, base)
         told += (
-            f". In the study of its controls, where tuning chose {as_words(setting)} for SAGE, "
+            f". In the study of its controls, where tuning chose {setting(chosen)} for SAGE, "
             f"they {which}: {shares}; {with_loss(controls, found)}"
         )
     if pairs:
@@ -138,17 +139,40 @@ def prunable(found: Audits, metric: Mapping[str, Any], sage: str, base: str) -> 
 def pruned(
     found: Audits, metric: Mapping[str, Any], arm: str, base: str
 ) -> tuple[float, float, statistics.Difference]:
-    """The shares of weights that can go from the base's models and from an arm's, and their gap.
-
-    The least sensitive go first, and 99% of the score is kept; means over the seeds of both.
-    """
+    """What can go from the base's models and from an arm's, means over the seeds, and their gap."""
     seeds = sorted(found[base].keys() & found[arm].keys())
-    kept = [
-        [found[side][seed]["curves"][0]["keeps99"][metric["name"]] for seed in seeds]
-        for side in (base, arm)
-    ]
-    before, after = (sum(of) / len(of) for of in kept)
-    return before, after, statistics.difference(*kept)
+    before, after = (kept([found[side][seed] for seed in seeds], metric) for side in (base, arm))
+    return fmean(before), fmean(after), statistics.difference(before, after)
+
+
+def kept(of_seeds: Iterable[Mapping[str, Any]], metric: Mapping[str, Any]) -> list[float]:
+    """Shares of the weights that can go, the least sensitive first, with 99% of the score kept."""
+    return [audit["curves"][0]["keeps99"][metric["name"]] for audit in of_seeds]
+
+
+def training_loss(found: Audits, arm: str) -> float:
+    """Mean over the seeds."""
+    return fmean(audit["loss"] for audit in found[arm].values())
+
+
+def row(data: Mapping[str, Any], found: Audits, arm: str, base: str) -> list[str]:
+    """Training loss, what can be pruned, and how that differs from the base's."""
+    metric = data["recipe"]["metric"]
+    before, after, gap = pruned(found, metric, arm, base)
+    loss = short(training_loss(found, arm))
+    if arm == base:
+        return [loss, f"{before:.1%}", ""]
+    low, high = (100 * value for value in gap.ci95)
+    return [loss, f"{after:.1%}", f"{100 * gap.mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
+
+
+def with_loss(data: Mapping[str, Any], found: Audits) -> str:
+    """How what can be pruned goes with the training loss, over the arms."""
+    metric = data["recipe"]["metric"]
+    losses = [training_loss(found, arm) for arm in found]
+    shares = [fmean(kept(of.values(), metric)) for of in found.values()]
+    rho = spearmanr(losses, shares).statistic
+    return f"Spearman's ρ of it with the training loss is {rho:+.2f} over the {len(found)} arms"
 
 
 def _mean(audit: Mapping[str, Any], key: str) -> float:
@@ -167,30 +191,6 @@ def short(value: float, *, signed: bool = False) -> str:
 
 
 # -- the picture ------------------------------------------------------------------------------
-
-
-def as_words(setting: Mapping[str, float]) -> str:
-    return ", ".join(f"{axis} {value:g}" for axis, value in setting.items())
-
-
-def row(data: Mapping[str, Any], found: Audits, arm: str, base: str) -> list[str]:
-    """Training loss, what can be pruned, and how that differs from the base's."""
-    metric = data["recipe"]["metric"]
-    loss = sum(audit["loss"] for audit in found[arm].values()) / len(found[arm])
-    before, after, gap = pruned(found, metric, arm, base)
-    if arm == base:
-        return [short(loss), f"{before:.1%}", ""]
-    low, high = (100 * value for value in gap.ci95)
-    return [short(loss), f"{after:.1%}", f"{100 * gap.mean:+.1f} [{low:+.1f}, {high:+.1f}]"]
-
-
-def with_loss(data: Mapping[str, Any], found: Audits) -> str:
-    """How what can be pruned goes with the training loss, over the arms."""
-    metric = data["recipe"]["metric"]
-    losses = [sum(a["loss"] for a in of.values()) / len(of) for of in found.values()]
-    shares = [pruned(found, metric, arm, arm)[0] for arm in found]
-    rho = spearmanr(losses, shares).statistic
-    return f"Spearman's ρ of it with the training loss is {rho:+.2f} over the {len(found)} arms"
 
 
 def curves(data: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ import redundancy
 import tuning
 from picture import Line, forest
 
-from sagelr.report.wording import Scale
+from sagelr.report.wording import Scale, setting
 from sagelr.study import statistics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +245,8 @@ def further(tier: str, what: str) -> Iterator[str]:
         wanted = [c for c in data["comparisons"] if what == "controls" or c["sage"] == "relative"]
         if not wanted:
             continue
-        yield f"**{folder.name}**, {Scale.of(data['recipe']['metric']).label}\n"
+        label = Scale.of(data["recipe"]["metric"]).label
+        yield f"**{folder.name}**, {label}\n"
         audited = redundancy.audits(data)
         head = ["arm", "setting", "mean (sd)", "against its base", "verdict", "against SageAdamW"]
         head += ["training loss", "can be pruned", "against its base"] if audited else []
@@ -256,7 +257,6 @@ def further(tier: str, what: str) -> Iterator[str]:
             yield "| " + " | ".join(further_row(data, arm, entry, audited)) + " |"
         yield ""
         if len(audited) >= MANY:
-            label = Scale.of(data["recipe"]["metric"]).label
             yield (
                 f"Can be pruned: weights, the least sensitive first, with 99% of the {label} kept. "
                 f"{redundancy.with_loss(data, audited)}.\n"
@@ -271,7 +271,7 @@ def further_row(
     scores, chosen = entry["arms"][arm], data["tuning"][arm]["chosen"]
     cells = [
         data["arms"][arm]["label"],
-        redundancy.as_words(chosen),
+        setting(chosen),
         f"{scores['mean'] * scale:.2f} ({scores['sd'] * scale:.2f})",
     ]
     if arm == entry["base"]:
@@ -301,7 +301,7 @@ def what_sage_did(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
     for row, data, entry in run_rows(tier, rows):
         seen = multiplier.seen(data, entry["sage"], entry["base"])
         if seen is not None:
-            chosen = redundancy.as_words(data["tuning"][entry["sage"]]["chosen"])
+            chosen = setting(data["tuning"][entry["sage"]]["chosen"])
             label = data["arms"][entry["sage"]]["label"]
             found.append((f"{row['title']}, {label}, {chosen}", seen))
     if found:

@@ -57,17 +57,18 @@ def main() -> int:
     elif options.relative:
         arms, name = [row["base"], "relative"], f"{name}-relative"
     study = ROOT / "runs" / "evidence" / options.tier / name
+    published = ROOT / "results" / "evidence" / options.tier
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
     command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     if options.reuse:
-        command += ["--reuse", str(ROOT / "results" / "evidence" / options.tier / options.task)]
+        command += ["--reuse", str(published / options.task)]
     if options.jobs:
         command += ["--jobs", str(options.jobs)]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     if (study / "results.json").is_file():
-        publish(study, ROOT / "results" / "evidence" / options.tier / name)
+        publish(study, published / name)
     return status
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from picture import DASHES, Curve, plot
 
-from sagelr.report.wording import Scale
+from sagelr.report.wording import LOSS, Scale, setting
 
 
 def curves(data: Mapping[str, Any]) -> str | None:
@@ -16,9 +16,8 @@ def curves(data: Mapping[str, Any]) -> str | None:
 
     A setting that did not train with every seed has no point.
     """
-    by = data["recipe"]["study"]["select_by"]
-    metric = data["recipe"]["metric"]
-    what, scale = (by, 1.0) if by == "loss" else (Scale.of(metric).label, metric["scale"])
+    by_loss = data["recipe"]["study"]["select_by"] == "loss"
+    scale = LOSS if by_loss else Scale.of(data["recipe"]["metric"])
     found, rates = [], set()
     for place, (arm, tuned) in enumerate(data["tuning"].items()):
         lines: dict[tuple[tuple[str, float], ...], list[tuple[float, float]]] = {}
@@ -28,17 +27,12 @@ def curves(data: Mapping[str, Any]) -> str | None:
             if entry["mean"] is None:
                 continue
             others = tuple(item for item in entry["setting"].items() if item[0] != "lr")
-            point = (math.log2(entry["setting"]["lr"]), scale * entry["mean"])
+            point = (math.log2(entry["setting"]["lr"]), scale.factor * entry["mean"])
             lines.setdefault(others, []).append(point)
             if entry["setting"] == tuned["chosen"]:
                 marked[others] = point
         for number, (others, points) in enumerate(lines.items()):
-            label = ", ".join(
-                [
-                    data["arms"][arm]["label"],
-                    *(f"{NAMES[axis]} {value:g}" for axis, value in others),
-                ]
-            )
+            label = data["arms"][arm]["label"] + (f", {setting(dict(others))}" if others else "")
             dash = DASHES[number % len(DASHES)]
             found.append(Curve(label, sorted(points), place, dash, marked.get(others)))
     if len(rates) < 2 or not found:
@@ -46,13 +40,10 @@ def curves(data: Mapping[str, Any]) -> str | None:
     return plot(
         found,
         {math.log2(rate): short(rate) for rate in sorted(rates)},
-        title=f"Validation {what} by lr",
-        above=f"validation {what}, mean over the tuning seeds; what was chosen has a point",
+        title=f"Validation {scale.label} by lr",
+        above=f"validation {scale.label}, mean over the tuning seeds; what was chosen has a point",
         below="lr",
     )
-
-
-NAMES = {"beta0": "β0"}
 
 
 def short(rate: float) -> str:

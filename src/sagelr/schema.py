@@ -229,6 +229,42 @@ def settings_of(grid: Mapping[str, Sequence[float]]) -> list[Setting]:
     return [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
 
 
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's values by dotted name.
+
+    Examples:
+        >>> flat({"train": {"epochs": 2}, "quick": {}})
+        {'train.epochs': 2, 'quick': {}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two flat tables, in words.
+
+    Examples:
+        >>> changes({"train.epochs": 2}, {"train.epochs": 3})
+        ['train.epochs was 2 and is now 3']
+    """
+    return [
+        f"{key} was {then.get(key, 'not set')!r} and is now {now.get(key, 'not set')!r}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+
+
+def first_of(differing: Sequence[str], most: int = 3) -> str:
+    """The first few of what differs, and how many more there are."""
+    more = f" (and {len(differing) - most} more)" if len(differing) > most else ""
+    return "; ".join(differing[:most]) + more
+
+
 def nearest(name: str, allowed: Mapping[str, Any] | Sequence[str], *, listed: bool = True) -> str:
     """What to say after an unknown name: the nearest right one, and which are allowed."""
     known = list(allowed)

@@ -201,6 +201,7 @@ def _score(trainer: RunTrainer, test: bool) -> dict[str, Any]:
         if recipe.metric not in scores["validation"]:
             raise SagelrError(missing_score("metric", recipe.metric, scores["validation"]))
     if test:
+        trainer.keep_examples = True
         scores["test"] = named(trainer.evaluate(task.test, metric_key_prefix="test"))  # type: ignore[arg-type]
         trainer.bare.eval()
         model = trainer.bare

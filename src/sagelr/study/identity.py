@@ -15,6 +15,7 @@ from typing import Any
 import sagelr
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe
+from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
 from sagelr.study.storage import DATABASE, Storage
 from sagelr.training.precision import precision_here, settled
@@ -78,14 +79,11 @@ def open_study(
     known = storage.settle("study", mine)
     _same_recipe(known["recipe"], mine["recipe"], storage, out)
     _own_results(out, known["id"])
-    now = mine["versions"] | {"sagelr": mine["sagelr"]}
-    then = known["versions"] | {"sagelr": known["sagelr"]}
-    for name in sorted(now.keys() & then.keys()):
-        if now[name] != then[name]:
-            note(
-                f"This study was begun with {name} {then[name]}; now it is {now[name]}. "
-                "Runs of both are compared with each other."
-            )
+    for name, then, now in results.other_versions(known, mine):
+        note(
+            f"This study was begun with {name} {then}; now it is {now}. "
+            "Runs of both are compared with each other."
+        )
     seeds = recipe.study.report_seeds
     storage.record(f"seeds={seeds}", seeds)
     if (most := report_seeds(storage.records)) > seeds:
@@ -141,22 +139,20 @@ def _same_recipe(
     then: Mapping[str, Any], now: Mapping[str, Any], storage: Storage, out: Path
 ) -> None:
     """Refuse to mix runs of different settings in one study."""
-    before, after = _flat(then), _flat(now)
+    before, after = (
+        {name: value for name, value in flat(of).items() if not _is_free(name)}
+        for of in (then, now)
+    )
     if "extensions" in storage.records:
         before[EXTENSIONS] = storage.records["extensions"]
     elif "chosen" not in storage.records:
         before[EXTENSIONS] = after[EXTENSIONS]
-    differing = [key for key in sorted(before | after) if before.get(key) != after.get(key)]
+    differing = changes(before, after)
     if differing:
-        shown = "; ".join(
-            f"{key} was {before.get(key, 'not set')!r} and is now {after.get(key, 'not set')!r}"
-            for key in differing[:3]
-        )
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
         where = f"Study {storage.study!r} of {storage.place}" if storage.shared else str(out)
         raise UsageError(
-            f"{where} has other settings: {shown}{more}. Its runs are kept. Use the settings it "
-            f"was begun with, or begin another study: {another(storage)}."
+            f"{where} has other settings: {first_of(differing)}. Its runs are kept. Use the "
+            f"settings it was begun with, or begin another study: {another(storage)}."
         )
 
 
@@ -165,18 +161,8 @@ def another(storage: Storage) -> str:
     return "give --study another name" if storage.shared else "give --out another folder"
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name → value, without what is free to differ."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        name = prefix + key
-        if name in FREE:
-            continue
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
+def _is_free(name: str) -> bool:
+    return name in FREE or name.partition(".")[0] in FREE
 
 
 def _own_results(out: Path, identity: str) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -390,3 +390,18 @@ def versions(packages: Iterable[str] = LIBRARIES) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def other_versions(
+    then: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """Libraries that are of another version: name, then, now; sagelr among them.
+
+    Args:
+        then: what has "versions" and "sagelr", such as results.json.
+        now: the same.
+    """
+    before, after = (of["versions"] | {"sagelr": of["sagelr"]} for of in (then, now))
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            yield name, before[name], after[name]

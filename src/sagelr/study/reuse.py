@@ -11,11 +11,12 @@ from typing import Any
 import sagelr
 from sagelr.errors import UsageError
 from sagelr.recipe import Recipe
+from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
+from sagelr.study.identity import RESULTS
 
-FILE = "results.json"
 TABLES = ("task", "model", "train", "audit")
-WHERE = {("task", "data"), ("task", "title")}  # the data themselves are told by their sha256
+WHERE = {"task.data", "task.title"}  # the data themselves are told by their sha256
 OF_NO_WEIGHT = {"label", "role", "base", "grid"}  # of an arm: they change no training
 
 
@@ -34,28 +35,29 @@ class Reusable:
     runs: Mapping[str, dict[str, Any]]
 
 
-def find(path: Path, recipe: Recipe) -> Reusable:
+def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
     """Read the runs of another study.
 
     Args:
         path: its folder, or its results.json.
         recipe: of this study, with its precision settled.
+        machine: that began this study, which its runs are of unless they say otherwise.
 
     Raises:
         UsageError: it is no study, or it was made in another way, and which.
     """
-    file = path / FILE if path.is_dir() else path
+    file = path / RESULTS if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         differing = list(_differing(document, recipe))
         if differing:
             raise UsageError(
-                f"--reuse {path}: its runs would not be these: {'; '.join(differing[:3])}. Give "
+                f"--reuse {path}: its runs would not be these: {first_of(differing)}. Give "
                 "the settings it was made with, or leave --reuse out."
             )
         ours, theirs = recipe.to_json()["arms"], document["recipe"]["arms"]
         same = {name for name in ours if name in theirs and _arm(ours[name]) == _arm(theirs[name])}
-        here = results.machine(recipe.train.device) == document["machine"]
+        here = document["machine"] == machine
         runs = {
             run["key"]: run
             | {"reused": document["id"]}
@@ -76,24 +78,24 @@ def find(path: Path, recipe: Recipe) -> Reusable:
 
 def _differing(document: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
     """What of another study is otherwise than here, and would make its runs others."""
-    ours, theirs = recipe.to_json(), document["recipe"]
-    for table in TABLES:
-        for key in sorted(ours[table].keys() | theirs[table].keys()):
-            now, then = (each[table].get(key, "not set") for each in (ours, theirs))
-            if now != then and (table, key) not in WHERE:
-                yield f"{table}.{key} was {then!r} and is now {now!r}"
-    for name, now, then in (
-        ("metric", ours["metric"], theirs["metric"]["name"]),
-        ("study.select_by", ours["study"]["select_by"], theirs["study"]["select_by"]),
-    ):
-        if now != then:
-            yield f"{name} was {then!r} and is now {now!r}"
-    now, then = results.versions(), document["versions"]
-    for name in sorted(now.keys() & then.keys()):
-        if now[name] != then[name]:
-            yield f"{name} was {then[name]} and is now {now[name]}"
-    if sagelr.__version__ != document["sagelr"]:
-        yield f"sagelr was {document['sagelr']} and is now {sagelr.__version__}"
+    theirs = document["recipe"]
+    then, now = (
+        {key: value for key, value in flat(of).items() if key not in WHERE}
+        for of in (
+            _weighty(theirs | {"metric": theirs["metric"]["name"]}),
+            _weighty(recipe.to_json()),
+        )
+    )
+    yield from changes(then, now)
+    here = {"versions": results.versions(), "sagelr": sagelr.__version__}
+    for name, before, after in results.other_versions(document, here):
+        yield f"{name} was {before} and is now {after}"
+
+
+def _weighty(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe bears on the training of every arm."""
+    study = {"select_by": recipe["study"]["select_by"]}
+    return {key: recipe[key] for key in ("metric", *TABLES)} | {"study": study}
 
 
 def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:

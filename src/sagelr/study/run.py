@@ -141,8 +141,10 @@ class _Study:
             overrides=request.overrides,
             note=request.note,
         )
-        self.reusable = reuse.find(request.reuse, self.recipe) if request.reuse else None
-        if self.reusable is not None:
+        self.reusable = None
+        if request.reuse is not None:
+            begun_on = storage.records["study"]["machine"]
+            self.reusable = reuse.find(request.reuse, self.recipe, begun_on)
             identity.check_data(storage, self.reusable.data)
         self.machine = results.machine(self.recipe.train.device)
         self.queues = {stage: Queue(storage, stage, request.note) for stage in ("tune", "report")}

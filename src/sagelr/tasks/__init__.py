@@ -84,6 +84,17 @@ def evaluation_order(rows: Split) -> Sequence[int]:
     return places if lengths is None else sorted(places, key=lengths.__getitem__)
 
 
+def logits_of(prediction: EvalPrediction) -> Any:
+    """Logits alone, where a model gives more."""
+    found: Any = prediction.predictions
+    return found[0] if isinstance(found, tuple) else found
+
+
+def right(prediction: EvalPrediction) -> list[int]:
+    """1 for an example whose class has the largest logit, 0 for another."""
+    return (logits_of(prediction).argmax(-1) == prediction.label_ids).astype(int).tolist()
+
+
 class Task(ABC):
     """Data, model and metrics of one recipe, ready to be trained on.
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sagelr.tasks import Metric
+from sagelr.tasks import Metric, right
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, ViTForImageClassification
@@ -139,13 +139,12 @@ class Digits:
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """The share of images named rightly."""
-        logits: Any = prediction.predictions
-        return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
+        found = right(prediction)
+        return {"accuracy": sum(found) / len(found)}
 
     def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int] | None:
         """Which images were named rightly."""
-        logits: Any = prediction.predictions
-        return (logits.argmax(-1) == prediction.label_ids).astype(int).tolist()
+        return right(prediction)
 
     def describe(self) -> dict[str, Any]:
         """What the data are."""

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sagelr.errors import UsageError
-from sagelr.tasks import Metric, Task
+from sagelr.tasks import Metric, Task, logits_of, right
 from sagelr.tasks.splits import arrange
 from sagelr.tasks.vision import sources, vit
 from sagelr.tasks.vision.augment import resize
@@ -184,20 +184,16 @@ class ImageClassification(Task):
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Share of images named rightly; with more than 10 classes, also by one of 5 guesses."""
-        right = {name: self.example_scores(prediction, name) for name in self.given}
-        return {name: sum(found) / len(found) for name, found in right.items()}
+        each = {name: self.example_scores(prediction, name) for name in self.given}
+        return {name: sum(found) / len(found) for name, found in each.items()}
 
     def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int]:
         """Which images were named rightly, at the first guess or by one of 5."""
-        logits: Any = prediction.predictions
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        labels: Any = prediction.label_ids
         if metric == "accuracy":
-            right = logits.argmax(-1) == labels
-        else:
-            guesses = np.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
-            right = (guesses == labels[:, None]).any(-1)
-        return right.astype(int).tolist()
+            return right(prediction)
+        labels: Any = prediction.label_ids
+        guesses = np.argpartition(logits_of(prediction), -TOP, axis=-1)[:, -TOP:]
+        return (guesses == labels[:, None]).any(-1).astype(int).tolist()
 
     def describe(self) -> dict[str, Any]:
         """What the data are. Without the cache, sha256 is of names and labels alone."""

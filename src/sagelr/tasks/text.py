@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sagelr.errors import UsageError
-from sagelr.tasks import Metric, Task, evaluation_order, hub
+from sagelr.tasks import Metric, Task, evaluation_order, hub, logits_of, right
 from sagelr.tasks.language import corpus, glue, metrics, tokens, vocabulary
 from sagelr.tasks.language.corpus import Corpus, Rows
 from sagelr.tasks.splits import arrange
@@ -205,7 +205,7 @@ class TextClassification(Task):
 
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the task, and `score`: their mean, as on GLUE's leaderboard."""
-        logits: Any = _logits(prediction)
+        logits = logits_of(prediction)
         labels: Any = prediction.label_ids
         if self._corpus.classes:
             return metrics.score(self._corpus.scores, logits.argmax(-1), labels)
@@ -219,9 +219,7 @@ class TextClassification(Task):
         """Which rows were classified rightly, where the metric is their share."""
         if metric == "score":
             metric = metrics.score_in_words(self._corpus.scores)
-        if metric != "accuracy":
-            return None
-        return (_logits(prediction).argmax(-1) == prediction.label_ids).astype(int).tolist()
+        return right(prediction) if metric == "accuracy" else None
 
     def prepare_predictions(self) -> None:
         """Read GLUE's unlabelled test sets.
@@ -348,9 +346,3 @@ def _packaged() -> str:
     except ImportError:
         return MINILM
     return str(get_model_path())
-
-
-def _logits(prediction: EvalPrediction) -> Any:
-    """Logits alone, where a model gives more."""
-    found: Any = prediction.predictions
-    return found[0] if isinstance(found, tuple) else found

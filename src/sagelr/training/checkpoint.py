@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sagelr.errors import UsageError
-from sagelr.schema import Recipe
+from sagelr.schema import Recipe, changes, first_of, flat
 from sagelr.training.run import Run
 
 SEAL = "sagelr.pt"
@@ -79,32 +79,18 @@ def check(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
     Raises:
         UsageError: naming what differs.
     """
-    before = {**flat(then["recipe"]), **then["run"]}
-    after = {**flat(now["recipe"]), **now["run"]}
-    differing = [
-        f"{key} was {before.get(key, 'not set')!r} and is now {after.get(key, 'not set')!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _is_free(key)
-    ]
+    before, after = (
+        {key: value for key, value in (flat(of["recipe"]) | of["run"]).items() if not _is_free(key)}
+        for of in (then, now)
+    )
+    differing = changes(before, after)
     if then["data"] != now["data"]:
         differing.append("the data have changed (their sha256 is another)")
     if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
         raise UsageError(
-            f"{checkpoint} is of another training: {'; '.join(differing[:3])}{more}. Resume it "
-            "with what it was begun with, or begin afresh in another --out."
+            f"{checkpoint} is of another training: {first_of(differing)}. Resume it with what it "
+            "was begun with, or begin afresh in another --out."
         )
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _is_free(key: str) -> bool:

@@ -68,7 +68,8 @@ class RunTrainer(SharedEvaluation):
         self.recipe, self.run, self.task, self.plan = recipe, run, task, plan
         self.watch, self.identity = watch, identity
         self.keep_weights = False  # of every checkpoint, for sagelr audit
-        self._examples: list[int] | None = None  # what each scored, of the last evaluation
+        self.keep_examples = False  # what each of them scored, when a split is evaluated
+        self._examples: list[int] | None = None
         watch.trainer = self
         super().__init__(
             train_dataset=task.train,  # type: ignore[arg-type]
@@ -84,13 +85,14 @@ class RunTrainer(SharedEvaluation):
             self.loss_is_scaled_for_ga = True
 
     def _scores(self, prediction: Any) -> dict[str, float]:
-        self._examples = self.task.example_scores(prediction, self.recipe.metric)
+        if self.keep_examples:
+            self._examples = self.task.example_scores(prediction, self.recipe.metric)
         return self.task.scores(prediction)
 
     def examples_of(self, rows: Split) -> list[int] | None:
-        """What each example scored when the split was evaluated last of all, row by row.
+        """What each example of a split scored, row by row; it is the last that was evaluated.
 
-        None where the metric is no mean over examples.
+        None where the metric is no mean over examples, and where `keep_examples` was off.
         """
         if self._examples is None or len(self._examples) != len(rows):
             return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagelr.report.charts.figure import (
@@ -52,15 +53,7 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
         [gap["mean"] * factor],
         [0.35],
         sage.colour,
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - gap["mean"] * factor],
-            "arrayminus": [gap["mean"] * factor - low],
-            "thickness": 3,
-            "width": 9,
-            "color": sage.colour,
-        },
+        error_x=_whiskers(gap["mean"] * factor, low, high, sage.colour, thickness=3, width=9),
         marker={"size": 14, "symbol": sage.symbol},
         hovertemplate="%{x:+.3g}<extra>mean</extra>",
     )
@@ -99,37 +92,25 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
 def every_difference(study: Study) -> Figure:
     """The differences of all comparisons with their intervals, one below the other."""
     scale, shown = study.scale, list(reversed(study.comparisons))
-    traces, reach = [], 0.0
+    margin = scale.factor * study.data["recipe"]["study"]["margin"]
+    traces, reach = [], 1.25 * margin
     for place, found in enumerate(shown):
         arm, gap = study.by_name[found["sage"]], found["difference"]
         middle, low, high = (scale.factor * each for each in (gap["mean"], *gap["ci95"]))
-        reach = max(reach, 1.1 * abs(low), 1.1 * abs(high), 1.25 * scale.factor * found["margin"])
-        bar = {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - middle],
-            "arrayminus": [middle - low],
-            "thickness": 2.5,
-            "width": 6,
-            "color": arm.colour,
-        }
+        reach = max(reach, 1.1 * abs(low), 1.1 * abs(high))
         traces.append(
             dots(
                 arm.label,
                 [middle],
                 [place],
                 arm.colour,
-                error_x=bar,
+                error_x=_whiskers(middle, low, high, arm.colour, thickness=2.5, width=6),
                 marker={"size": 11, "symbol": arm.symbol},
                 hovertemplate=f"%{{x:+.3g}}, {found['verdict']}",
             )
         )
     unit = scale.difference_unit.strip()
-    margins = {scale.factor * found["margin"] for found in shown}
-    shaded = [span(-max(margins), max(margins), "--margin")] if len(margins) == 1 else []
-    counts: dict[str, int] = {}
-    for found in study.comparisons:
-        counts[found["verdict"]] = counts.get(found["verdict"], 0) + 1
+    counts = Counter(found["verdict"] for found in study.comparisons)
     told = listed([f"{number} {verdict}" for verdict, number in counts.items()])
     return Figure(
         "differences",
@@ -143,20 +124,37 @@ def every_difference(study: Study) -> Figure:
                 range=[-reach, reach],
                 zeroline=False,
             ),
-            {
-                "tickvals": list(range(len(shown))),
-                "ticktext": [plain(study.by_name[found["sage"]].label, 32) for found in shown],
-                "range": [-0.7, len(shown) - 0.3],
-                "showgrid": False,
-                "zeroline": False,
-                "fixedrange": True,
-            },
-            shapes=[*shaded, rule(0, "--ink")],
+            _rows([plain(study.by_name[found["sage"]].label, 32) for found in shown], 0.7),
+            shapes=[span(-margin, margin, "--margin"), rule(0, "--ink")],
             showlegend=False,
         ),
         height=110 + 34 * len(shown),
         wide=True,
     )
+
+
+def _whiskers(middle: float, low: float, high: float, colour: str, **more: Any) -> dict[str, Any]:
+    """An interval around a mark."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - middle],
+        "arrayminus": [middle - low],
+        "color": colour,
+        **more,
+    }
+
+
+def _rows(labels: Sequence[str], beyond: float) -> dict[str, Any]:
+    """A vertical axis with a name at each whole number from 0, and room beyond its ends."""
+    return {
+        "tickvals": list(range(len(labels))),
+        "ticktext": list(labels),
+        "range": [-beyond, len(labels) - 1 + beyond],
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+    }
 
 
 def _with_other_examples(found: Mapping[str, Any], factor: float, sage: Arm) -> list[Trace]:
@@ -238,14 +236,7 @@ def seeds(study: Study) -> Figure | None:
         traces,
         layout(
             axis(f"test {scale.title}"),
-            {
-                "tickvals": list(range(len(labels))),
-                "ticktext": labels,
-                "range": [-0.6, len(labels) - 0.4],
-                "showgrid": False,
-                "zeroline": False,
-                "fixedrange": True,
-            },
+            _rows(labels, 0.6),
             shapes=marks,
             showlegend=False,
         ),
