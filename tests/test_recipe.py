@@ -207,6 +207,56 @@ def test_recipes_that_are_not_there(tmp_path):
     refused(lambda: load(str(tmp_path / "latin.toml")), "not UTF-8 text (byte 8)")
 
 
+# -- extending another ---------------------------------------------------------------------------
+
+
+def test_extending_says_only_what_is_different(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'extends = "digits-vit"\nname = "mine"\n[study]\narms = ["adamw", "new"]\n'
+        "[arms.sage-adamw]\ngrid.beta0 = [0.5, 0.9]\n"
+        '[arms.new]\nlabel = "N"\nrole = "base"\noptimizer = "SGD"\ngrid.lr = [1, 2, 3, 4]\n'
+    )
+    mine, theirs = load(str(tmp_path / "mine.toml")), load("digits-vit")
+    assert mine.name == "mine"
+    assert list(mine.arms) == ["adamw", "sage-adamw", "new"]
+    assert mine.study.arms == ["adamw", "new"]
+    assert mine.arms["sage-adamw"].grid == {"lr": [4e-3, 8e-3], "beta0": [0.5, 0.9]}
+    for same in ("title", "task", "model", "train", "audit", "quick"):
+        assert getattr(mine, same) == getattr(theirs, same)
+    assert mine.study.margin == theirs.study.margin
+
+
+def test_extending_goes_on_from_file_to_file(tmp_path):
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / "first.toml").write_text('extends = "digits-vit"\n[train]\nepochs = 3\nthreads = 2')
+    (tmp_path / "second.toml").write_text('extends = "below/first.toml"\ntrain.epochs = 4')
+    found = load(str(tmp_path / "second.toml"), {"train.warmup": 0.2})
+    assert (found.train.epochs, found.train.threads, found.train.warmup) == (4, 2, 0.2)
+    assert read(str(tmp_path / "second.toml"))[1].startswith("extends")  # as it was written
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('extends = "digit-vit"', "nearest right one is 'digits-vit'"),
+        ('extends = "none.toml"', "No such file"),
+        ("extends = 3", "extends = 3 is not the name or the path of a recipe"),
+        ('extends = "broken.toml"', "broken.toml is not valid TOML"),
+        ('extends = "mine.toml"', "mine.toml. Leave one of these out"),
+        ('extends = "round.toml"', "extends itself"),
+        ('extends = "digits-vit"\ntrain = 3', "train"),
+        ('extends = "digits-vit"\ntrain.epoch = 3', "unknown key 'train.epoch'"),
+    ],
+)
+def test_extending_what_cannot_be(tmp_path, text, told):
+    (tmp_path / "mine.toml").write_text(text)
+    (tmp_path / "round.toml").write_text(f'extends = "../{tmp_path.name}/mine.toml"')
+    (tmp_path / "broken.toml").write_text("x =")
+    message = refused(lambda: load(str(tmp_path / "mine.toml")), told, ".toml")
+    assert "\n" not in message
+
+
 # -- replacing values ----------------------------------------------------------------------------
 
 

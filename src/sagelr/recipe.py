@@ -1,12 +1,14 @@
 """Recipes: what is trained, with which arms, and how they are compared. TOML, checked here.
 
-A recipe is a file of its own or one of those in `recipes/`. Every value may be replaced from the
-command line by its dotted name, as in `--set train.epochs=5`.
+A recipe is a file of its own or one of those in `recipes/`. It may extend another and say only what
+is different. Every value may be replaced from the command line by its dotted name, as in
+`--set train.epochs=5`.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,13 +60,25 @@ def built_in() -> dict[str, str]:
 def read(name: str) -> tuple[dict[str, Any], str]:
     """A recipe's data and text, by the name of a built-in one or the path of a file.
 
+    A recipe that says `extends = "OTHER"`, a built-in one or a path beside it, has the other's
+    tables with its own put over them, key by key; a list takes the place of a list.
+
+    Returns:
+        data: as TOML gives it, with what it extends.
+        text: the file's own.
+
     Raises:
-        UsageError: there is no such recipe, or it is not TOML.
+        UsageError: there is no such recipe, it is not TOML, or it extends itself.
     """
+    text = _text(name)
+    return _extended(name, text, ()), text
+
+
+def _text(name: str) -> str:
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UsageError(
@@ -75,18 +89,49 @@ def read(name: str) -> tuple[dict[str, Any], str]:
             raise UsageError(
                 f"Recipe {path}: not UTF-8 text (byte {error.start}). Save it as UTF-8."
             ) from None
-    else:
-        known = built_in()
-        if name not in known:
-            raise UsageError(
-                f"There is no recipe {name!r}; {nearest(name, known)}. "
-                "A recipe of one's own is given by the path of its .toml file."
-            )
-        text = known[name]
+    known = built_in()
+    if name not in known:
+        raise UsageError(
+            f"There is no recipe {name!r}; {nearest(name, known)}. "
+            "A recipe of one's own is given by the path of its .toml file."
+        )
+    return known[name]
+
+
+def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe's data over that of the one it extends. `seen`: those that led here."""
     try:
-        return tomllib.loads(text), text
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Recipe {name} is not valid TOML: {error}. Mend that line.") from None
+    if "extends" not in data:
+        return data
+    other = data.pop("extends")
+    if not isinstance(other, str):
+        raise UsageError(
+            f"Recipe {name}: extends = {other!r} is not the name or the path of a recipe."
+        )
+    if other.endswith(".toml"):
+        other = os.path.normpath(Path(name).parent / other)
+    seen = (*seen, name)
+    if other in seen:
+        circle = " → ".join((*seen, other))
+        raise UsageError(f"Recipe {name} extends itself: {circle}. Leave one of these out.")
+    try:
+        below = _text(other)
+    except UsageError as error:
+        raise UsageError(f"Recipe {name}, extends = {other!r}: {error}") from None
+    return _over(_extended(other, below, seen), data)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one, the second's values where both have one."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[key] = _over(under, value) if both else value
+    return merged
 
 
 def load(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sagelr.errors import SagelrError, UsageError
+from sagelr.recipe import check
 from sagelr.study import crew
 from sagelr.study import run as run_module
 from sagelr.study.signals import InterruptedStudyError
@@ -255,6 +256,17 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe, pretend, tmp_path)
     with pytest.raises(UsageError, match=r"train.epochs was 1 and is now 2.*--out another"):
         pretend(recipe({"train.epochs": 2}), tmp_path / "out")
     assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_an_arm_that_the_study_leaves_out_may_change(recipe, pretend, tmp_path):
+    arm = {"label": "C", "role": "base", "optimizer": "SGD", "grid": {"lr": [0.1]}}
+    mine = recipe()
+    pretend(mine, tmp_path / "out")
+    begun = len(pretend.trained)
+    data = mine.to_json()
+    data["arms"]["other"] = arm
+    assert pretend(check(data, "Recipe tiny"), tmp_path / "out")["status"] == "complete"
+    assert len(pretend.trained) == begun
 
 
 def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp_path, ctrl_c):

@@ -140,7 +140,7 @@ def _same_recipe(
 ) -> None:
     """Refuse to mix runs of different settings in one study."""
     before, after = (
-        {name: value for name, value in flat(of).items() if not _is_free(name)}
+        {name: value for name, value in flat(_used(of)).items() if not _is_free(name)}
         for of in (then, now)
     )
     if "extensions" in storage.records:
@@ -159,6 +159,11 @@ def _same_recipe(
 def another(storage: Storage) -> str:
     """How to begin another study than this one."""
     return "give --study another name" if storage.shared else "give --out another folder"
+
+
+def _used(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without the arms that its study leaves out."""
+    return {**recipe, "arms": {name: recipe["arms"][name] for name in recipe["study"]["arms"]}}
 
 
 def _is_free(name: str) -> bool:
