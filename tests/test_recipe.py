@@ -136,8 +136,8 @@ def test_batches_of_tokens_need_no_rows(recipe):
         ("grid.lr = [1e-3]", "grid.lr = [-1e-3]", "lr must be above 0"),
         ("grid.lr = [1e-3]", "grid.beta0 = [0.5]", "a grid needs lr"),
         ('role = "base"', 'role = "sage"', "a sage arm names its base"),
-        ('role = "base"', 'role = "base"\nbase = "a"', "base = … is for sage arms"),
-        ('role = "base"', 'role = "bass"', "'base' or 'sage'"),
+        ('role = "base"', 'role = "base"\nbase = "a"', "base = … is for other arms"),
+        ('role = "base"', 'role = "bass"', "'base', 'sage' or 'variant'"),
         (
             'optimizer = "AdamW"',
             'optimizer = "AdamW"\noptions.lr = 1',

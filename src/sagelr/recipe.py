@@ -30,6 +30,7 @@ __all__ = [
     "Setting",
     "Study",
     "Train",
+    "as_now",
     "built_in",
     "check",
     "load",
@@ -129,8 +130,9 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[key] = _over(under, value) if both else value
+        if isinstance(under, dict) and isinstance(value, dict):
+            value = _over(under, value)
+        merged[key] = value
     return merged
 
 
@@ -204,6 +206,17 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
             near = nearest(key, [known for _, known in keys], listed=False)
             raise UsageError(f"{where}: aliases.{name} = {key!r} is not a key of a recipe; {near}.")
     return recipe.model_copy(update=parts)
+
+
+def as_now(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of an earlier version, with the defaults of what was added since.
+
+    What is no recipe any more stays as it is.
+    """
+    try:
+        return check(data, "Recipe").to_json()
+    except UsageError:
+        return dict(data)
 
 
 # -- replacing values ---------------------------------------------------------------------------

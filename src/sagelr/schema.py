@@ -101,11 +101,14 @@ class Arm(_Strict):
     """`[arms.NAME]`: one side of a comparison."""
 
     label: str
-    role: Literal["base", "sage"]
-    base: str | None = Field(None, description="the arm that a sage arm is compared with")
+    role: Literal["base", "sage", "variant"] = Field(
+        description="a variant is one of torch's optimizers used otherwise than the base"
+    )
+    base: str | None = Field(None, description="the arm that this one is compared with")
     optimizer: str
     options: dict[str, Any] = {}
     scope: str | list[str] = "attention+ffn"
+    scope_lr_scale: Finite = Field(1.0, gt=0, description="factor on lr for what is in scope")
     grid: dict[str, list[Finite]]
 
     @field_validator("grid")
@@ -122,10 +125,10 @@ class Arm(_Strict):
 
     @model_validator(mode="after")
     def _role(self) -> Self:
-        if self.role == "sage" and self.base is None:
-            raise ValueError("a sage arm names its base, the arm that it is compared with")
+        if self.role != "base" and self.base is None:
+            raise ValueError(f"a {self.role} arm names its base, the arm that it is compared with")
         if self.role == "base" and self.base is not None:
-            raise ValueError("base = … is for sage arms; this one is a base itself")
+            raise ValueError("base = … is for other arms; this one is a base itself")
         if both := sorted(self.options.keys() & self.grid.keys()):
             raise ValueError(f"{both[0]} stands both in options and in the grid")
         return self

@@ -2,11 +2,13 @@
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
+from transformers import ViTConfig, ViTForImageClassification
 
 from sagelr.errors import SagelrError
 from sagelr.report import write_report
@@ -83,6 +85,27 @@ def test_what_to_try_next_fits_the_verdict(study, show):
     needed = unclear["comparison"]["seeds_needed"]
     assert f"sagelr compare digits-vit --seeds {needed}" in show(unclear).text
     assert "Stay with AdamW on this task." in show(study(gap=-0.02)).text
+
+
+@pytest.mark.parametrize("role", ["variant", "sage"])
+def test_the_code_of_two_rates_makes_them(study, show, role):
+    document = study(gap=0.02)
+    options = {"betas": [0.9, 0.98], "weight_decay": 0.01}
+    change = {"role": role, "scope_lr_scale": 0.5, "options": options}
+    name = "SageAdamW" if role == "sage" else "AdamW"
+    document["recipe"]["arms"]["sage-adamw"] |= change | {"optimizer": name}
+    document["arms"]["sage-adamw"] |= {"role": role, "optimizer": name}
+    document["tuning"]["sage-adamw"]["chosen"] = {"lr": 0.004}
+    code = re.search(r"<code>(from [^<]*param_groups.*?)</code>", show(document).html, re.DOTALL)[1]
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = ViTForImageClassification(ViTConfig(**size, intermediate_size=8))
+    made = {"model": model}
+    exec(unescape(code), made)
+    optimizer = made["optimizer"]
+    assert type(optimizer).__name__ == name
+    assert [(group["sage"], group["lr"]) for group in optimizer.param_groups] == [
+        (True, 0.002), (True, 0.002), (False, 0.004), (False, 0.004)
+    ]  # fmt: skip
 
 
 def test_the_page_is_there_from_the_first_run_on(study, show):

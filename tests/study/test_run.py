@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sagelr.errors import SagelrError, UsageError
-from sagelr.recipe import check
+from sagelr.recipe import Recipe, check
 from sagelr.study import crew
 from sagelr.study import run as run_module
 from sagelr.study.signals import InterruptedStudyError
@@ -267,6 +267,29 @@ def test_an_arm_that_the_study_leaves_out_may_change(recipe, pretend, tmp_path):
     data["arms"]["other"] = arm
     assert pretend(check(data, "Recipe tiny"), tmp_path / "out")["status"] == "complete"
     assert len(pretend.trained) == begun
+
+
+def test_a_study_of_an_earlier_version_goes_on(recipe, pretend, tmp_path, monkeypatch):
+    """Keys that were added since have their defaults in it."""
+    plain = Recipe.to_json
+
+    def earlier(self):
+        data = plain(self)
+        del data["train"]["precision"]
+        for arm in data["arms"].values():
+            del arm["scope_lr_scale"]
+        return data
+
+    with monkeypatch.context() as then:
+        then.setattr(Recipe, "to_json", earlier)
+        pretend(recipe(), tmp_path / "out")
+    begun = len(pretend.trained)
+    assert pretend(recipe(), tmp_path / "out")["status"] == "complete"
+    pretend(recipe(), tmp_path / "more", reuse=tmp_path / "out")
+    assert len(pretend.trained) == begun
+    changed = recipe({"arms.adamw.scope_lr_scale": 0.5})
+    with pytest.raises(UsageError, match=r"scope_lr_scale was 1\.0 and is now 0\.5"):
+        pretend(changed, tmp_path / "out")
 
 
 def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp_path, ctrl_c):

@@ -89,6 +89,23 @@ def test_the_base_takes_its_fused_step_unless_told_otherwise():
     assert train(small(arms__adamw__options=options), base())["options"]["fused"] is None
 
 
+@pytest.mark.parametrize("run", [base(), sage()])
+def test_what_is_in_scope_may_go_at_another_rate(run):
+    """After one step; a step is in proportion to lr."""
+    once = {"train__max_steps": 1, "train__warmup": 0}
+    plain, entry, _ = weights_after(small(**once), run)
+    start = {name: p.detach() for name, p in recorded(small()).model(run.seed).named_parameters()}
+    scaled = small(**once, **{f"arms__{run.arm}__scope_lr_scale": 0.5})
+    other, told, _ = weights_after(scaled, run)
+    assert any(".attention." in name for name in start)
+    for name, first in start.items():
+        factor = 0.5 if ".attention." in name or ".mlp." in name else 1.0
+        assert not torch.equal(plain[name], first)
+        torch.testing.assert_close(other[name] - first, factor * (plain[name] - first))
+    assert "scope_lr_scale" not in entry["options"]
+    assert (told["options"]["scope_lr_scale"], told["options"]["scope"]) == (0.5, "attention+ffn")
+
+
 def test_a_loss_that_is_no_number_ends_the_run():
     entry = train(small(), base(stage="report", lr=1e20))
     assert entry["status"] == "diverged"

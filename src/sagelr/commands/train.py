@@ -292,7 +292,7 @@ def _setting(recipe: Recipe, name: str, given: dict[str, float | None]) -> Setti
     setting = {axis: values[(len(values) - 1) // 2] for axis, values in grid.items()}
     for axis, value in given.items():
         if value is not None:
-            if axis not in grid and recipe.arms[name].role == "base":
-                raise UsageError(f"--{axis} is for sage arms; {name} is a base.")
+            if axis not in grid and (role := recipe.arms[name].role) != "sage":
+                raise UsageError(f"--{axis} is for sage arms; {name} is a {role}.")
             setting[axis] = value
     return setting

@@ -104,6 +104,8 @@ class ControlAdamW(SageAdamW):
         self, plan: Plan, item: _Item, state: Mapping[str, Tensor], direction: Tensor
     ) -> Tensor:
         state["sensitivity_step"].add_(1)
+        if self.control == "constant":
+            return torch.full_like(direction, CONSTANT)
         if self.control == "gradient":
             sensitivity = item.grad.abs()
         else:
@@ -119,8 +121,6 @@ class ControlAdamW(SageAdamW):
                 return _mean_one(1 / (smoothed + plan.sage_eps))
             case "variation":
                 return _mean_one(variation + plan.sage_eps)
-            case "constant":
-                return torch.full_like(sensitivity, CONSTANT)
         multiplier = rule.multiplier(variation, smoothed, plan.sage_eps)
         match self.control:
             case "shuffled":

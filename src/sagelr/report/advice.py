@@ -78,8 +78,22 @@ def _code(study: Study, sage: Arm) -> str:
     groups = ", ".join(["model", *(f"{key}={value!r}" for key, value in (decay | scope).items())])
     given = ", ".join(f"{key}={value!r}" for key, value in options.items())
     name = arm["optimizer"]
-    made = f"optimizer = {name}(param_groups({groups}), {given})"
-    return f"from sagelr import {name}, param_groups\n\n{made}"
+    imports = f"from sagelr import {name}, param_groups"
+    if arm["role"] == "variant":
+        imports = f"from sagelr import param_groups\nfrom torch.optim import {name}"
+    scale = arm.get("scope_lr_scale", 1.0)
+    if scale == 1:
+        return f"{imports}\n\noptimizer = {name}(param_groups({groups}), {given})"
+    return "\n".join(
+        (
+            f"{imports}\n",
+            f"groups = param_groups({groups})",
+            "for group in groups:",
+            '    if group["sage"]:  # in scope',
+            f'        group["lr"] = {scale!r} * {options["lr"]!r}',
+            f"optimizer = {name}(groups, {given})",
+        )
+    )
 
 
 def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:

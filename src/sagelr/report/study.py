@@ -164,11 +164,11 @@ def student(freedom: int) -> float:
 
 
 def _arms(data: Mapping[str, Any]) -> list[Arm]:
-    arms, used = [], {"base": 0, "sage": 0}
+    arms, used = [], {BASES: 0, SAGES: 0}
     for name, arm in data["arms"].items():
         looks = BASES if arm["role"] == "base" else SAGES
-        colour, symbol = looks[used[arm["role"]] % len(looks)]
-        used[arm["role"]] += 1
+        colour, symbol = looks[used[looks] % len(looks)]
+        used[looks] += 1
         chosen = data["tuning"].get(name, {}).get("chosen")
         arms.append(Arm(name, arm["label"], arm["role"], arm["base"], chosen, colour, symbol))
     return arms

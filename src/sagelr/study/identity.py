@@ -14,7 +14,7 @@ from typing import Any
 
 import sagelr
 from sagelr.errors import SagelrError, UsageError
-from sagelr.recipe import Recipe
+from sagelr.recipe import Recipe, as_now
 from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
 from sagelr.study.storage import DATABASE, Storage
@@ -77,7 +77,7 @@ def open_study(
         "sagelr": sagelr.__version__,
     }
     known = storage.settle("study", mine)
-    _same_recipe(known["recipe"], mine["recipe"], storage, out)
+    _same_recipe(as_now(known["recipe"]), mine["recipe"], storage, out)
     _own_results(out, known["id"])
     for name, then, now in results.other_versions(known, mine):
         note(

@@ -10,7 +10,7 @@ from typing import Any
 
 import sagelr
 from sagelr.errors import UsageError
-from sagelr.recipe import Recipe
+from sagelr.recipe import Recipe, as_now
 from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
 from sagelr.study.identity import RESULTS
@@ -49,13 +49,15 @@ def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
     file = path / RESULTS if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        differing = list(_differing(document, recipe))
+        shown = document["recipe"]
+        before = as_now(shown | {"metric": shown["metric"]["name"]})
+        differing = list(_differing(document, before, recipe))
         if differing:
             raise UsageError(
                 f"--reuse {path}: its runs would not be these: {first_of(differing)}. Give "
                 "the settings it was made with, or leave --reuse out."
             )
-        ours, theirs = recipe.to_json()["arms"], document["recipe"]["arms"]
+        ours, theirs = recipe.to_json()["arms"], before["arms"]
         same = {name for name in ours if name in theirs and _arm(ours[name]) == _arm(theirs[name])}
         here = document["machine"] == machine
         runs = {
@@ -76,20 +78,18 @@ def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
         ) from None
 
 
-def _differing(document: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+def _differing(
+    document: Mapping[str, Any], before: Mapping[str, Any], recipe: Recipe
+) -> Iterator[str]:
     """What of another study is otherwise than here, and would make its runs others."""
-    theirs = document["recipe"]
-    then, now = (
-        {key: value for key, value in flat(of).items() if key not in WHERE}
-        for of in (
-            _weighty(theirs | {"metric": theirs["metric"]["name"]}),
-            _weighty(recipe.to_json()),
-        )
+    theirs, ours = (
+        {key: value for key, value in flat(_weighty(of)).items() if key not in WHERE}
+        for of in (before, recipe.to_json())
     )
-    yield from changes(then, now)
+    yield from changes(theirs, ours)
     here = {"versions": results.versions(), "sagelr": sagelr.__version__}
-    for name, before, after in results.other_versions(document, here):
-        yield f"{name} was {before} and is now {after}"
+    for name, then, now in results.other_versions(document, here):
+        yield f"{name} was {then} and is now {now}"
 
 
 def _weighty(recipe: Mapping[str, Any]) -> dict[str, Any]:

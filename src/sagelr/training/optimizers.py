@@ -46,7 +46,7 @@ def check_arm(name: str, arm: Arm) -> None:
     if issubclass(cls, SageOptimizer) != (arm.role == "sage"):
         raise UsageError(
             f"arms.{name}.role = {arm.role!r} does not fit its optimizer {arm.optimizer}: the "
-            "Sage optimizers are for the role sage, torch's own for the role base."
+            "Sage optimizers are for the role sage, torch's own for the roles base and variant."
         )
     known = [key for key in inspect.signature(cls).parameters if key != "params"]
     for option in (*arm.options, *arm.grid):
@@ -67,6 +67,8 @@ def check_arm(name: str, arm: Arm) -> None:
 def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.Optimizer:
     """The arm's optimizer over the groups of a model: no decay on biases and norms, SAGE in scope.
 
+    Parameters in scope go at the arm's lr times its `scope_lr_scale`, with SAGE or without.
+
     torch's own optimizers take their fused step where they have one on the model's device, as the
     Sage optimizers do by themselves, unless the arm's options say how the step is executed.
 
@@ -78,11 +80,15 @@ def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.
     decay = options.get("weight_decay")
     if decay is None:
         decay = parameters["weight_decay"].default
-    sage = arm.role == "sage"
+    sage, scale = arm.role == "sage", arm.scope_lr_scale
+    scope = arm.scope if sage or scale != 1 else "none"
     try:
-        groups = param_groups(model, weight_decay=decay, sage=arm.scope if sage else "none")
+        groups = param_groups(model, weight_decay=decay, sage=scope)
     except (TypeError, ValueError) as error:
         raise SagelrError(f"{arm.label}, scope {arm.scope!r}: {error}") from None
+    for group in groups:
+        if scale != 1 and group["sage"]:
+            group["lr"] = scale * options["lr"]
     if not sage:
         for group in groups:
             del group["sage"]
@@ -108,7 +114,10 @@ def as_used(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Any]:
         entry |= {"weight_decay": group["weight_decay"]}
         groups.append(entry | ({"sage": group["sage"]} if "sage" in group else {}))
     options["groups"] = groups
-    return options | ({"scope": arm.scope} if arm.role == "sage" else {})
+    if arm.scope_lr_scale != 1:
+        options["scope_lr_scale"] = arm.scope_lr_scale
+    scoped = arm.role == "sage" or arm.scope_lr_scale != 1
+    return options | ({"scope": arm.scope} if scoped else {})
 
 
 def _plain(value: Any) -> Any:
