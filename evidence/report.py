@@ -17,6 +17,8 @@ import redundancy
 import tuning
 from picture import Line, forest
 
+from sagelr.report.caveats import far_apart
+from sagelr.report.study import Study
 from sagelr.report.wording import Scale, setting
 from sagelr.study import statistics
 
@@ -123,6 +125,9 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
                     f"{tuned['chosen']['lr']:g}, was still at the end of its grid when it could be "
                     "extended no more; a better one may lie beyond.\n"
                 )
+    for row, data in found:
+        for told in far_apart(Study(data)) if data else ():
+            yield f"{row['title']}: {told}\n"
 
 
 def run_rows(tier: str, rows: list[dict[str, str]]) -> Iterator[Ran]:

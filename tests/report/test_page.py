@@ -157,6 +157,30 @@ def test_looking_twice_and_an_optimum_on_the_edge_are_told(study, show):
     assert "The best lr of SageAdamW is still at the end of its grid" in text
 
 
+def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
+    document = study(gap=-0.02)
+    said = "SageAdamW was tried from lr 0.002 up alone, and the best of AdamW is 0.001."
+    assert "was tried from lr" not in show(document).text
+    document["tuning"]["adamw"]["chosen"] = {"lr": 0.001}
+    assert said not in show(document).text  # it is ahead, wherever it was tried
+    for run in document["runs"]:
+        if (run["stage"], run["arm"]) == ("tune", "sage-adamw"):
+            run["scores"]["validation"]["loss"] += 1
+    text = show(document).text
+    assert said in text
+    assert "a grid that begins at AdamW's best lr" in text
+
+
+def test_runs_that_come_out_well_or_badly_by_chance_are_told(study, show):
+    document = study()
+    said = "At its setting SageAdamW trains well with some seeds and badly with others"
+    assert said not in show(document).text
+    for run in document["runs"]:
+        if run["stage"] == "report" and run["arm"] == "sage-adamw" and run["seed"] % 2:
+            run["scores"]["test"]["accuracy"] = 0.5
+    assert said in show(document).text
+
+
 def test_a_choice_that_another_seed_would_not_have_made_is_told(study, show):
     document = study()
     said = "a setting that was not chosen did better"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sagelr.report.study import Arm, Study, validation
+from sagelr.report.study import Arm, Study, mean, spread, test, validation
 from sagelr.report.wording import count, listed, p_value, setting
 
+ENOUGH, UNEVEN = 5, 5.0  # seeds, and how many times as large a standard deviation is told
 CLOSE = 3  # arms, and settings of each, that are named
 
 
@@ -28,6 +29,8 @@ def caveats(study: Study) -> list[str]:
                 f"The best lr of {arm.label} is still at the end of its grid: a better one may lie "
                 "beyond, so that it may be compared below its best."
             )
+    told += far_apart(study)
+    told += _uneven(study)
     told += _close_calls(study)
     bad = [run for run in study.ended_badly() if run["stage"] == "tune"]
     if bad:
@@ -35,6 +38,59 @@ def caveats(study: Study) -> list[str]:
             f"{count(len(bad), 'tuning run')} diverged or failed. Their settings are marked under "
             "Learning rate, and were not chosen."
         )
+    return told
+
+
+def far_apart(study: Study) -> list[str]:
+    """Arms that were not tried at the best lr of their base, and come out of tuning behind it."""
+    if study.data["quick"]:
+        return []
+    score = study.scale_of(study.select_by)
+    told = []
+    for found in study.comparisons:
+        arm, base = study.by_name[found["sage"]], study.by_name[found["base"]]
+        rates = [values["lr"] for values, _ in study.tuned(arm)]
+        own, theirs = _chosen_score(study, arm), _chosen_score(study, base)
+        if not rates or own is None or theirs is None or base.chosen is None:
+            continue
+        behind = own < theirs if score.greater_is_better else own > theirs
+        if not behind or min(rates) <= base.chosen["lr"] <= max(rates):
+            continue
+        bound = f"{min(rates):g} up" if base.chosen["lr"] < min(rates) else f"{max(rates):g} down"
+        told.append(
+            f"{arm.label} was tried from lr {bound} alone, and the best of {base.label} is "
+            f"{base.chosen['lr']:g}. Its validation {score.title} there is the worse one, "
+            f"{score.show(own)} against {score.show(theirs)}, so that it may be compared far below "
+            f"its best. A study of its own, with a grid that begins at {base.label}'s best lr, "
+            "would tell."
+        )
+    return told
+
+
+def _chosen_score(study: Study, arm: Arm) -> float | None:
+    """The mean validation score that an arm's setting was chosen by."""
+    runs = next((runs for values, runs in study.tuned(arm) if values == arm.chosen), [])
+    return mean(validation(runs, study.select_by))
+
+
+def _uneven(study: Study) -> list[str]:
+    """Arms whose runs differ far more from seed to seed than those of the other side."""
+    told = []
+    for found in study.comparisons:
+        pair = [study.by_name[found[side]] for side in ("sage", "base")]
+        scores = [test(study.reported(arm), study.scale.name) for arm in pair]
+        if min(map(len, scores)) < ENOUGH:
+            continue
+        (small, steady), (large, shaky) = sorted(
+            zip((spread(each) or 0.0 for each in scores), pair, strict=True), key=lambda at: at[0]
+        )
+        if small and large > UNEVEN * small:
+            told.append(
+                f"At its setting {shaky.label} trains well with some seeds and badly with others: "
+                f"their standard deviation is {study.scale.amount(large)}, that of {steady.label} "
+                f"{study.scale.amount(small)}. More tuning seeds would have shown that "
+                "before it was chosen."
+            )
     return told
 
 
