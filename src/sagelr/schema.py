@@ -133,6 +133,11 @@ class Arm(_Strict):
             raise ValueError(f"{both[0]} stands both in options and in the grid")
         return self
 
+    @property
+    def scoped(self) -> bool:
+        """Whether parameters in scope are stepped otherwise than the rest."""
+        return self.role == "sage" or self.scope_lr_scale != 1
+
     def settings(self) -> list[Setting]:
         """Every point of the grid."""
         return settings_of(self.grid)

@@ -80,15 +80,14 @@ def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.
     decay = options.get("weight_decay")
     if decay is None:
         decay = parameters["weight_decay"].default
-    sage, scale = arm.role == "sage", arm.scope_lr_scale
-    scope = arm.scope if sage or scale != 1 else "none"
+    sage = arm.role == "sage"
     try:
-        groups = param_groups(model, weight_decay=decay, sage=scope)
+        groups = param_groups(model, weight_decay=decay, sage=arm.scope if arm.scoped else "none")
     except (TypeError, ValueError) as error:
         raise SagelrError(f"{arm.label}, scope {arm.scope!r}: {error}") from None
     for group in groups:
-        if scale != 1 and group["sage"]:
-            group["lr"] = scale * options["lr"]
+        if arm.scope_lr_scale != 1 and group["sage"]:
+            group["lr"] = arm.scope_lr_scale * options["lr"]
     if not sage:
         for group in groups:
             del group["sage"]
@@ -116,8 +115,7 @@ def as_used(optimizer: torch.optim.Optimizer, arm: Arm) -> dict[str, Any]:
     options["groups"] = groups
     if arm.scope_lr_scale != 1:
         options["scope_lr_scale"] = arm.scope_lr_scale
-    scoped = arm.role == "sage" or arm.scope_lr_scale != 1
-    return options | ({"scope": arm.scope} if scoped else {})
+    return options | ({"scope": arm.scope} if arm.scoped else {})
 
 
 def _plain(value: Any) -> Any:
