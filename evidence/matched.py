@@ -23,7 +23,7 @@ from sagelr.audit import summary
 from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sides import at_one_loss, mean_loss
 from sagelr.quiet import quiet
-from sagelr.recipe import check
+from sagelr.recipe import check, of_results
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.train import Run, train
@@ -41,8 +41,7 @@ def main() -> int:
         print(f"{folder} has no results.json: run the row first.", file=sys.stderr)
         return 2
     results = json.loads((folder / "results.json").read_text())
-    given = results["recipe"]
-    recipe = check(given | {"metric": given["metric"]["name"]}, given["name"])
+    recipe = check(of_results(results), results["recipe"]["name"])
     if not recipe.audit.enabled:
         print(f"{recipe.name} asks for no audit.", file=sys.stderr)
         return 2

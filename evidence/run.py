@@ -3,8 +3,9 @@
     python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--reuse]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
-go to results/evidence/TIER/TASK. With --controls the controls of the recipe, or some of them, are
-compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
+go to results/evidence/TIER/TASK. What is there already is repeated with the recipe that it was made
+with, whatever became of recipes since. With --controls the controls of the recipe, or some of them,
+are compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
 --relative the relative rule alone, in TASK-relative, where the row's tier leaves it out.
 With --reuse these take over what the row itself has run. SAGELR_DATA names a folder of data.
 """
@@ -58,6 +59,8 @@ def main() -> int:
         arms, name = [row["base"], "relative"], f"{name}-relative"
     study = ROOT / "runs" / "evidence" / options.tier / name
     published = ROOT / "results" / "evidence" / options.tier
+    if (made := published / name / "results.json").is_file():
+        recipe = str(made.relative_to(ROOT))
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
     command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **data_of(row)}.items():

@@ -1,5 +1,6 @@
 """Recipes: what they may hold, how they are changed, and what is said of what is wrong."""
 
+import json
 import re
 
 import pytest
@@ -135,6 +136,8 @@ def test_batches_of_tokens_need_no_rows(recipe):
         ("grid.lr = [1e-3]", "grid.lr = [1e-3, 1e-3]", "each once"),
         ("grid.lr = [1e-3]", "grid.lr = [-1e-3]", "lr must be above 0"),
         ("grid.lr = [1e-3]", "grid.beta0 = [0.5]", "a grid needs lr"),
+        ("grid.lr = [1e-3]", "grid = {lr = [1.0], lr_ratio = [1.0]}", "lr or lr_ratio, not both"),
+        ("grid.lr = [1e-3]", "grid.lr_ratio = [1.0]", "this one is a base"),
         ('role = "base"', 'role = "sage"', "a sage arm names its base"),
         ('role = "base"', 'role = "base"\nbase = "a"', "base = … is for other arms"),
         ('role = "base"', 'role = "bass"', "'base', 'sage' or 'variant'"),
@@ -193,6 +196,22 @@ def test_tables_that_are_wrong(recipe, table, told):
     refused(lambda: recipe(extra=table), told)
 
 
+@pytest.mark.parametrize("given", ["grid.lr", "grid"])
+def test_either_way_to_give_an_lr_takes_the_place_of_the_other(tmp_path, given):
+    own = {"lr": [0.1, 0.2], "beta0": [0.6, 0.8]}
+    replaced = {f"arms.sage-adamw.{given}": own["lr"] if given == "grid.lr" else own}
+    assert load("digits-vit", replaced).arms["sage-adamw"].grid == own
+    table = "grid.lr = [0.1, 0.2]"
+    if given == "grid":
+        table = "grid = { beta0 = [0.6, 0.8], lr = [0.1, 0.2] }"
+    (tmp_path / "mine.toml").write_text(f'extends = "digits-vit"\n[arms.sage-adamw]\n{table}')
+    mine = load(str(tmp_path / "mine.toml"))
+    assert mine.arms["sage-adamw"].grid == own
+    assert list(mine.arms["sage-adamw"].grid) == list(own)  # runs are named in this order
+    back = load(str(tmp_path / "mine.toml"), {"arms.sage-adamw.grid.lr_ratio": [1, 2]})
+    assert back.arms["sage-adamw"].grid == load("digits-vit").arms["sage-adamw"].grid
+
+
 # -- finding and reading -------------------------------------------------------------------------
 
 
@@ -205,6 +224,20 @@ def test_recipes_that_are_not_there(tmp_path):
     refused(lambda: load(str(tmp_path / "none.toml")), "No such file", "built-in recipe")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     refused(lambda: load(str(tmp_path / "latin.toml")), "not UTF-8 text (byte 8)")
+
+
+def test_what_was_trained_holds_its_recipe(tmp_path):
+    made = load("digits-vit", {"train.epochs": 3, "arms.sage-adamw.grid.lr": [0.1, 0.2]})
+    metric = {"metric": made.score.to_json()}  # as results.json has it
+    for name, recipe in {"results": made.to_json() | metric, "run": made.to_json()}.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"schema": 1, "recipe": recipe, "runs": [1] * 999}))
+        assert load(str(path)) == made
+        assert json.loads(read(str(path))[1]) == made.to_json()
+        assert load(str(path), {"train.epochs": 4}).train.epochs == 4
+    for broken in ("", "[]", "{}", '{"recipe": []}', '{"recipe": {"metric": {}}}'):
+        path.write_text(broken)
+        refused(lambda: load(str(path)), "is not what sagelr compare or sagelr train writes")
 
 
 # -- extending another ---------------------------------------------------------------------------
@@ -220,7 +253,7 @@ def test_extending_says_only_what_is_different(tmp_path):
     assert mine.name == "mine"
     assert list(mine.arms) == ["adamw", "sage-adamw", "new"]
     assert mine.study.arms == ["adamw", "new"]
-    assert mine.arms["sage-adamw"].grid == {"lr": [4e-3, 8e-3], "beta0": [0.5, 0.9]}
+    assert mine.arms["sage-adamw"].grid == {"lr_ratio": [1, 2], "beta0": [0.5, 0.9]}
     for same in ("title", "task", "model", "train", "audit", "quick"):
         assert getattr(mine, same) == getattr(theirs, same)
     assert mine.study.margin == theirs.study.margin

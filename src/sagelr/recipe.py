@@ -1,17 +1,18 @@
 """Recipes: what is trained, with which arms, and how they are compared. TOML, checked here.
 
 A recipe is a file of its own or one of those in `recipes/`. It may extend another and say only what
-is different. Every value may be replaced from the command line by its dotted name, as in
-`--set train.epochs=5`.
+is different. What a study or a training has left holds its recipe too, and is read as one. Every
+value may be replaced from the command line by its dotted name, as in `--set train.epochs=5`.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sagelr.errors import UsageError
-from sagelr.schema import Arm, AuditOptions, Recipe, Setting, Study, Train, nearest, settings_of
+from sagelr.schema import (
+    LR_AXES,
+    Arm,
+    AuditOptions,
+    Recipe,
+    Setting,
+    Study,
+    Train,
+    nearest,
+    settings_of,
+)
 from sagelr.tasks import family
 
 __all__ = [
@@ -34,6 +45,7 @@ __all__ = [
     "built_in",
     "check",
     "load",
+    "of_results",
     "override",
     "parse_override",
     "read",
@@ -61,23 +73,26 @@ def built_in() -> dict[str, str]:
 def read(name: str) -> tuple[dict[str, Any], str]:
     """A recipe's data and text, by the name of a built-in one or the path of a file.
 
+    A file is TOML, or what a study or a training has left: results.json, run.json.
+
     A recipe that says `extends = "OTHER"`, a built-in one or a path beside it, has the other's
     tables with its own put over them, key by key; a list takes the place of a list.
 
     Returns:
         data: as TOML gives it, with what it extends.
-        text: the file's own.
+        text: the file's own; of results, that of the recipe alone.
 
     Raises:
-        UsageError: there is no such recipe, it is not TOML, or it extends itself.
+        UsageError: there is no such recipe, it cannot be read as one, or it extends itself.
     """
     text = _text(name)
-    return _extended(name, text, ()), text
+    data = _extended(name, text, ())
+    return data, json.dumps(data, indent=2, ensure_ascii=False) + "\n" if _is_result(name) else text
 
 
 def _text(name: str) -> str:
     path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix in (".toml", ".json") or path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:
@@ -99,12 +114,39 @@ def _text(name: str) -> str:
     return known[name]
 
 
-def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """A recipe's data over that of the one it extends. `seen`: those that led here."""
+def _is_result(name: str) -> bool:
+    return Path(name).suffix == ".json"
+
+
+def of_results(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe in results.json or run.json, as what was trained had it.
+
+    Raises:
+        KeyError, TypeError: there is none.
+    """
+    metric = document["recipe"]["metric"]
+    return document["recipe"] | {"metric": metric if isinstance(metric, str) else metric["name"]}
+
+
+def _parsed(name: str, text: str) -> dict[str, Any]:
+    """A file's data as they stand there."""
+    if _is_result(name):
+        try:
+            return of_results(json.loads(text))
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"Recipe {name} is not what sagelr compare or sagelr train writes. Give their "
+                "results.json or run.json, a recipe's TOML file, or the name of a built-in recipe."
+            ) from None
     try:
-        data = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Recipe {name} is not valid TOML: {error}. Mend that line.") from None
+
+
+def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe's data over that of the one it extends. `seen`: those that led here."""
+    data = _parsed(name, text)
     if "extends" not in data:
         return data
     other = data.pop("extends")
@@ -112,7 +154,7 @@ def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UsageError(
             f"Recipe {name}: extends = {other!r} is not the name or the path of a recipe."
         )
-    if other.endswith(".toml"):
+    if other.endswith((".toml", ".json")):
         other = os.path.normpath(Path(name).parent / other)
     seen = (*seen, name)
     if other in seen:
@@ -127,13 +169,19 @@ def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two tables as one, the second's values where both have one."""
-    merged = dict(below)
+    merged = _without_rivals(below, above)
     for key, value in above.items():
         under = merged.get(key)
         if isinstance(under, dict) and isinstance(value, dict):
             value = _over(under, value)
         merged[key] = value
     return merged
+
+
+def _without_rivals(below: Mapping[str, Any], above: Iterable[str]) -> dict[str, Any]:
+    """A table without the lr of a grid that is about to be given in the other way."""
+    rivals = set(LR_AXES) if any(axis in LR_AXES for axis in above) else set()
+    return {key: value for key, value in below.items() if key not in rivals}
 
 
 def load(
@@ -267,6 +315,8 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UsageError(f"{where}: {key!r} reaches into {part!r}, which is not a table.")
+        for rival in set(LR_AXES) - {last} if last in LR_AXES else ():
+            table.pop(rival, None)
         table[last] = value
     return result
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from sagelr.tasks import Metric, Task, family
 
 Setting = dict[str, float]
+LR_RATIO = "lr_ratio"
+LR_AXES = ("lr", LR_RATIO)  # of a grid, which has one of them
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -109,19 +111,27 @@ class Arm(_Strict):
     options: dict[str, Any] = {}
     scope: str | list[str] = "attention+ffn"
     scope_lr_scale: Finite = Field(1.0, gt=0, description="factor on lr for what is in scope")
-    grid: dict[str, list[Finite]]
+    grid: dict[str, list[Finite]] = Field(
+        description=f"lr, or {LR_RATIO} (multiples of the base's best), and what else is tuned"
+    )
 
     @field_validator("grid")
     @classmethod
     def _grid(cls, grid: dict[str, list[float]]) -> dict[str, list[float]]:
-        if "lr" not in grid:
+        rates = [axis for axis in LR_AXES if axis in grid]
+        if not rates:
             raise ValueError("a grid needs lr: each arm has its own tuned lr")
+        if len(rates) > 1:
+            raise ValueError(f"a grid has lr or {LR_RATIO}, not both")
         for axis, values in grid.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{axis} needs one or more values, each once; got {values}")
-        if min(grid["lr"]) <= 0:
-            raise ValueError(f"lr must be above 0; got {min(grid['lr'])}")
-        return {axis: sorted(values) for axis, values in grid.items()}
+        if min(grid[rates[0]]) <= 0:
+            raise ValueError(f"{rates[0]} must be above 0; got {min(grid[rates[0]])}")
+        # lr first, however the grid came about: the names of runs tell settings in this order.
+        return {
+            axis: sorted(grid[axis]) for axis in sorted(grid, key=lambda axis: axis != rates[0])
+        }
 
     @model_validator(mode="after")
     def _role(self) -> Self:
@@ -129,6 +139,8 @@ class Arm(_Strict):
             raise ValueError(f"a {self.role} arm names its base, the arm that it is compared with")
         if self.role == "base" and self.base is not None:
             raise ValueError("base = … is for other arms; this one is a base itself")
+        if self.role == "base" and self.follows_base:
+            raise ValueError(f"{LR_RATIO} is a multiple of the lr of a base; this one is a base")
         if both := sorted(self.options.keys() & self.grid.keys()):
             raise ValueError(f"{both[0]} stands both in options and in the grid")
         return self
@@ -137,6 +149,29 @@ class Arm(_Strict):
     def scoped(self) -> bool:
         """Whether parameters in scope are stepped otherwise than the rest."""
         return self.role == "sage" or self.scope_lr_scale != 1
+
+    @property
+    def follows_base(self) -> bool:
+        """Whether its grid is placed by the lr that tuning found for its base."""
+        return LR_RATIO in self.grid
+
+    @property
+    def lr(self) -> list[float]:
+        """The grid's lr, or its multiples of the base's."""
+        return self.grid[LR_RATIO if self.follows_base else "lr"]
+
+    def grid_at(self, base_lr: float) -> dict[str, list[float]]:
+        """The grid in lr.
+
+        Args:
+            base_lr: lr of its base, which multiples are of.
+        """
+        return {
+            "lr" if axis == LR_RATIO else axis: [
+                float(f"{value * base_lr:.6g}") if axis == LR_RATIO else value for value in values
+            ]
+            for axis, values in self.grid.items()
+        }
 
     def settings(self) -> list[Setting]:
         """Every point of the grid."""
@@ -215,6 +250,12 @@ class Recipe(_Strict):
     def chosen_arms(self) -> dict[str, Arm]:
         """The arms of the study, in its order."""
         return {name: self.arms[name] for name in self.study.arms}
+
+    def middle(self, name: str) -> Setting:
+        """The middle of an arm's grid as written, before anything is tuned."""
+        arm = self.arms[name]
+        grid = arm.grid_at(self.middle(arm.base)["lr"] if arm.base and arm.follows_base else 1.0)
+        return {axis: values[(len(values) - 1) // 2] for axis, values in grid.items()}
 
     def make_task(self) -> Task:
         """Load the data."""

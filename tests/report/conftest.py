@@ -107,7 +107,7 @@ class Maker:
             self.recipe,
             about=ABOUT | dict(about),
             status=status,
-            total=len(tuning.runs) + 20,
+            total=len(tuning.runs) + tuning.later + 20,
             runs=self.runs,
             arms=tuning.arms,
             chosen=chosen,

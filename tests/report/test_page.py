@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from transformers import ViTConfig, ViTForImageClassification
 
 from sagelr.errors import SagelrError
+from sagelr.recipe import load, parse_override
 from sagelr.report import write_report
 from sagelr.report.page import GENERATOR
 
@@ -169,6 +171,20 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
     text = show(document).text
     assert said in text
     assert "a grid that begins at AdamW's best lr" in text
+    # What to do about it is a command, and does what it says.
+    assert "Stay with AdamW on this task." not in text
+    assert "Until then, stay with AdamW." in text
+    code = re.search(r"<code>(sagelr compare[^<]*)</code>", show(document).html)[1]
+    words = shlex.split(unescape(code))
+    change = words[words.index("--set") + 1]
+    again = load("digits-vit", dict([parse_override(change)]))
+    assert again.arms["sage-adamw"].grid == {"lr_ratio": [1, 2], "beta0": [0.6, 0.8]}
+    assert words[words.index("--reuse") + 1] == "runs/digits-vit"
+    assert words[words.index("--out") + 1] == "runs/digits-vit-2"
+
+
+def test_where_a_grid_began_is_told(study, show):
+    assert "The grid of SageAdamW began at multiples of lr 0.002, of AdamW." in show(study()).text
 
 
 def test_runs_that_come_out_well_or_badly_by_chance_are_told(study, show):

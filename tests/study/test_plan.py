@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -106,6 +107,92 @@ def test_a_grid_of_one_lr_grows(recipe):
     state = tuned(recipe(changes), valley({"adamw": 1e-3, "sage-adamw": 1e-3}))
     assert state.arms["adamw"].grid["lr"] == [0.5e-3, 1e-3, 2e-3]
     assert state.arms["adamw"].chosen == {"lr": 1e-3}
+
+
+# -- grids that follow the base's ----------------------------------------------------------------
+
+FOLLOWS = {SAGE: {"lr_ratio": [1, 2], "beta0": [0.6, 0.8]}, f"{BASE}.lr": [1e-3, 2e-3, 4e-3, 8e-3]}
+
+
+def rows(state):
+    return {name: sum(run.arm == name for run in state.runs) for name in state.arms}
+
+
+def test_a_grid_in_multiples_of_the_bases_lr_waits_for_it(recipe):
+    one = recipe(FOLLOWS)
+    first = plan.tuning(one, {})
+    assert rows(first) == {"adamw": 8, "sage-adamw": 0}
+    assert first.later == 8
+    assert first.arms["sage-adamw"].grid == {"lr": [], "beta0": [0.6, 0.8]}
+    state = tuned(one, valley({"adamw": 4e-3, "sage-adamw": 5e-3}))
+    assert state.arms["sage-adamw"].placed_at == 4e-3
+    assert state.arms["adamw"].placed_at is None
+    # Its best is at the lower end, as of two lr one always is: a round for both arms.
+    assert state.arms["sage-adamw"].grid["lr"] == [2e-3, 4e-3, 8e-3]
+    assert state.arms["sage-adamw"].chosen["lr"] == 4e-3
+    assert rows(state) == {"adamw": 12, "sage-adamw": 12}
+    assert state.later == 0
+
+
+def test_it_follows_the_base_beyond_the_ends_of_its_grid_and_is_extended_as_often(recipe):
+    state = tuned(recipe(FOLLOWS), valley({"adamw": 32e-3, "sage-adamw": 64e-3}))
+    assert state.arms["adamw"].extended == ("lr up to 0.016", "lr up to 0.032", "lr up to 0.064",
+                                            "lr up to 0.128")  # fmt: skip
+    assert state.arms["sage-adamw"].placed_at == 32e-3
+    # In the end two further lr, one for each extension of the base's: up, where its best was, then
+    # down, where there are fewer.
+    assert state.arms["sage-adamw"].grid["lr"] == [16e-3, 32e-3, 64e-3, 128e-3]
+    assert state.arms["sage-adamw"].chosen["lr"] == 64e-3
+    assert rows(state) == {"adamw": 16, "sage-adamw": 16}
+
+
+def test_it_stays_where_it_was_put(recipe):
+    """Its own extension gives the base more settings, and one of them may be better."""
+
+    def value(arm, setting, seed):
+        if arm == "adamw":  # a second valley, that the first grid does not reach
+            return 0.0 if setting["lr"] == 16e-3 else 1 + abs(math.log(setting["lr"] / 2e-3))
+        return abs(math.log(setting["lr"] / 4e-3))
+
+    state = tuned(recipe({**FOLLOWS, f"{BASE}.lr": [1e-3, 2e-3, 4e-3, 8e-3]}), value)
+    assert state.arms["sage-adamw"].placed_at == 2e-3
+    assert 2e-3 in state.arms["sage-adamw"].grid["lr"]
+    sizes = rows(state)
+    assert sizes["adamw"] == sizes["sage-adamw"]
+
+
+def test_what_is_still_to_come_is_known_from_the_start(recipe):
+    """In each state what is asked for and what comes later is no more than there is in the end."""
+    one, value = recipe(FOLLOWS), valley({"adamw": 16e-3, "sage-adamw": 16e-3})
+    end, scores, before = len(tuned(one, value).runs), {}, 0
+    while not (state := plan.tuning(one, scores)).done:
+        total = len(state.runs) + state.later
+        assert before <= total <= end
+        before = total
+        scores |= {r.key: value(r.arm, r.setting, r.seed) for r in state.runs}
+    assert before == end
+
+
+def test_a_base_that_does_not_train_ends_tuning(recipe):
+    state = tuned(recipe(FOLLOWS), lambda arm, setting, seed: math.inf)
+    assert rows(state)["sage-adamw"] == 0
+    assert state.arms["adamw"].chosen is None
+    assert state.arms["sage-adamw"].chosen is None
+
+
+def test_without_its_base_it_begins_at_the_middle_of_the_bases_grid(recipe):
+    alone = recipe({**FOLLOWS, "study.arms": ["sage-adamw"]})
+    assert plan.tuning(alone, {}).arms["sage-adamw"].grid["lr"] == [2e-3, 4e-3]
+    assert alone.middle("sage-adamw") == {"lr": 2e-3, "beta0": 0.6}
+
+
+def test_an_arm_far_from_its_base_is_known(recipe):
+    near = plan.Tuned({"lr": [1.0, 2.0]}, {"lr": 2.0}, mean=0.5)
+    far = plan.Tuned({"lr": [4.0, 8.0]}, {"lr": 4.0}, mean=0.6)
+    assert plan.far_from(near, far)
+    assert not plan.far_from(near, replace(far, mean=0.4))  # ahead, wherever it is
+    assert not plan.far_from(near, replace(far, grid={"lr": [1.0, 4.0]}))
+    assert not plan.far_from(replace(near, chosen=None), far)
 
 
 # -- the choice ---------------------------------------------------------------------------------

@@ -51,6 +51,49 @@ def test_both_grids_are_extended_alike(recipe, pretend, tmp_path):
     assert any("still at the end of its grid" in note for note in pretend.notes)
 
 
+def test_an_arm_begins_where_its_base_is_best(recipe, pretend, tmp_path):
+    follows = recipe({"arms.sage-adamw.grid": {"lr_ratio": [0.5, 1, 2]}})
+
+    def value(run):
+        best = 4e-3 if run.arm == "adamw" else 8e-3
+        return pretend.entry(run, 1 + abs(math.log2(run.setting["lr"] / best)))
+
+    document = pretend(follows, tmp_path / "out", value)
+    assert document["tuning"]["sage-adamw"]["placed_at"] == 4e-3
+    assert document["tuning"]["adamw"]["placed_at"] is None
+    assert document["tuning"]["sage-adamw"]["chosen"] == {"lr": 8e-3}
+    assert document["recipe"]["arms"]["sage-adamw"]["grid"] == {"lr_ratio": [0.5, 1, 2]}
+    grids = {name: arm["grid"]["lr"] for name, arm in document["arms"].items()}
+    assert len(grids["adamw"]) == len(grids["sage-adamw"])
+    order = [key.split("/")[1] for key in pretend.trained if key.startswith("tune/")]
+    assert set(order[:4]) == {"adamw"}  # three settings, and an extension for the best at the end
+    trained = len(pretend.trained)
+    assert pretend(follows, tmp_path / "out", value)["status"] == "complete"
+    assert len(pretend.trained) == trained
+
+
+def test_a_base_without_a_setting_is_what_a_study_ends_for(recipe, pretend, tmp_path):
+    follows = recipe({"arms.sage-adamw.grid": {"lr_ratio": [0.5, 1, 2]}, "study.max_extensions": 0})
+
+    def diverging(run):
+        return pretend.entry(run, 1.0) | {"status": "diverged", "error": "loss nan"}
+
+    with pytest.raises(SagelrError, match="No setting of adamw trained with every seed"):
+        pretend(follows, tmp_path / "out", diverging)
+    assert all("adamw" in key and "sage" not in key for key in pretend.trained)
+
+
+def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(recipe, pretend, tmp_path):
+    def value(run):
+        return pretend.entry(run, (1 if run.arm == "adamw" else 9) + run.setting["lr"])
+
+    changes = {"arms.sage-adamw.grid.lr": [0.1, 0.2, 0.4], "study.max_extensions": 0}
+    pretend(recipe(changes), tmp_path / "out", value)
+    told = [note for note in pretend.notes if "was not tried at the best lr of adamw" in note]
+    assert len(told) == 1
+    assert "arms.sage-adamw.grid.lr_ratio" in told[0]
+
+
 def test_a_finished_study_trains_nothing_more(recipe, pretend, tmp_path, timeless):
     first = pretend(recipe(), tmp_path / "out")
     begun = len(pretend.trained)

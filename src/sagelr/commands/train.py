@@ -288,11 +288,11 @@ class _Display:
 
 def _setting(recipe: Recipe, name: str, given: dict[str, float | None]) -> Setting:
     """What was given on the command line, and the middle of the arm's grid for the rest."""
-    grid = recipe.arms[name].grid
-    setting = {axis: values[(len(values) - 1) // 2] for axis, values in grid.items()}
+    setting = recipe.middle(name)
+    tuned = set(setting)
     for axis, value in given.items():
         if value is not None:
-            if axis not in grid and (role := recipe.arms[name].role) != "sage":
+            if axis not in tuned and (role := recipe.arms[name].role) != "sage":
                 raise UsageError(f"--{axis} is for sage arms; {name} is a {role}.")
             setting[axis] = value
     return setting

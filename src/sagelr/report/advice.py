@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sagelr.report.caveats import is_far_apart
 from sagelr.report.study import Arm, Study
 from sagelr.report.wording import count, duration, listed, seeds
 
@@ -97,6 +98,8 @@ def _code(study: Study, sage: Arm) -> str:
 
 
 def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
+    if is_far_apart(study, sage, base):
+        return [_nearer(study, sage, base), Step(f"Until then, stay with {base.label}.")]
     return [
         Step(f"Stay with {base.label} on this task."),
         _wider(study, sage),
@@ -149,6 +152,25 @@ def _after_inconclusive(study: Study, found: Any, sage: Arm, base: Arm) -> list[
     steps.append(Step(f"Until then, choose by what is simpler: {base.label}."))
     steps.append(_wider(study, sage))
     return steps
+
+
+def _nearer(study: Study, sage: Arm, base: Arm) -> Step:
+    """A study with an arm's grid at the best lr of its base, which costs that arm's runs alone."""
+    others = study.data["recipe"]["arms"][sage.name].get("grid", {})
+    axes = {"lr_ratio": [0.5, 1.0, 2.0, 4.0]}
+    if others := {axis: values for axis, values in others.items() if axis != "lr"}:
+        axes = {"lr_ratio": [1.0, 2.0], **others}
+    grid = ", ".join(f"{axis} = {values}" for axis, values in axes.items())
+    return Step(
+        f"This does not settle it: {sage.label} was not tried near {base.label}'s best lr. A "
+        "further study begins there and takes over what it can of this one. Say beside its result "
+        "that it was planned after this one:",
+        _again(
+            study.data["command"],
+            f"arms.{sage.name}.grid={{ {grid} }}",
+            study.data["recipe"]["name"],
+        ),
+    )
 
 
 def _wider(study: Study, sage: Arm) -> Step:
@@ -208,13 +230,33 @@ def with_seeds(command: str, number: int) -> str:
         >>> with_seeds("sagelr compare digits-vit --seeds 4 --jobs 2", 40)
         'sagelr compare digits-vit --jobs 2 --seeds 40'
     """
-    words = _words(command)
-    kept = [
-        word
-        for i, word in enumerate(words)
-        if not word.startswith("--seeds") and (i == 0 or words[i - 1] != "--seeds")
-    ]
+    kept, _ = _without(_words(command), "--seeds")
     return shlex.join([*kept, "--seeds", str(number)])
+
+
+def _again(command: str, change: str, name: str) -> str:
+    """The command for a further study with a change, which takes over what it can of this one.
+
+    Examples:
+        >>> _again("sagelr compare mine --out runs/a", "train.epochs=9", "mine")
+        'sagelr compare mine --set train.epochs=9 --out runs/a-2 --reuse runs/a'
+    """
+    kept, out = _without(_words(command), "--out")
+    out = out or f"runs/{name}"
+    return shlex.join([*kept, "--set", change, "--out", f"{out}-2", "--reuse", out])
+
+
+def _without(words: list[str], option: str) -> tuple[list[str], str | None]:
+    """The words of a command without an option and its value, and the value."""
+    kept, value, rest = [], None, iter(words)
+    for word in rest:
+        if word == option:
+            value = next(rest, None)
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+        else:
+            kept.append(word)
+    return kept, value
 
 
 def _without_quick(command: str) -> str:

@@ -43,28 +43,34 @@ def caveats(study: Study) -> list[str]:
 
 def far_apart(study: Study) -> list[str]:
     """Arms that were not tried at the best lr of their base, and come out of tuning behind it."""
-    if study.data["quick"]:
-        return []
     score = study.scale_of(study.select_by)
     told = []
     for found in study.comparisons:
         arm, base = study.by_name[found["sage"]], study.by_name[found["base"]]
+        if not is_far_apart(study, arm, base) or base.chosen is None:
+            continue
         rates = [values["lr"] for values, _ in study.tuned(arm)]
-        own, theirs = _chosen_score(study, arm), _chosen_score(study, base)
-        if not rates or own is None or theirs is None or base.chosen is None:
-            continue
-        behind = own < theirs if score.greater_is_better else own > theirs
-        if not behind or min(rates) <= base.chosen["lr"] <= max(rates):
-            continue
         bound = f"{min(rates):g} up" if base.chosen["lr"] < min(rates) else f"{max(rates):g} down"
+        own, theirs = (score.show(_chosen_score(study, each) or 0.0) for each in (arm, base))
         told.append(
             f"{arm.label} was tried from lr {bound} alone, and the best of {base.label} is "
             f"{base.chosen['lr']:g}. Its validation {score.title} there is the worse one, "
-            f"{score.show(own)} against {score.show(theirs)}, so that it may be compared far below "
+            f"{own} against {theirs}, so that it may be compared far below "
             f"its best. A study of its own, with a grid that begins at {base.label}'s best lr, "
             "would tell."
         )
     return told
+
+
+def is_far_apart(study: Study, arm: Arm, base: Arm) -> bool:
+    """Whether an arm was not tried at the best lr of its base, and comes out behind it."""
+    rates = [values["lr"] for values, _ in study.tuned(arm)]
+    own, theirs = _chosen_score(study, arm), _chosen_score(study, base)
+    if not rates or own is None or theirs is None or base.chosen is None or study.data["quick"]:
+        return False
+    greater = study.scale_of(study.select_by).greater_is_better
+    behind = own < theirs if greater else own > theirs
+    return behind and not min(rates) <= base.chosen["lr"] <= max(rates)
 
 
 def _chosen_score(study: Study, arm: Arm) -> float | None:

@@ -41,7 +41,7 @@ def of_study(study: Study) -> list[Entry]:
         Entry(
             "tuning",
             f"{count(len([r for r in runs if r['stage'] == 'tune']), 'run')} with seeds "
-            f"{seeds(sorted(tuned)) or '–'}, chosen by validation {chosen_by}. " + _extended(study),
+            f"{seeds(sorted(tuned)) or '–'}, chosen by validation {chosen_by}. " + _grids(study),
         )
     )
     entries.append(
@@ -127,6 +127,17 @@ def _data(data: Mapping[str, Any]) -> Iterator[Entry]:
         yield Entry("loaded by", data["loader"])
     if data.get("sha256"):
         yield Entry("sha256 of the data", data["sha256"], code=True)
+
+
+def _grids(study: Study) -> str:
+    """Where grids began that had to wait for another arm's tuning, and how grids were extended."""
+    told = []
+    for arm in study.arms:
+        lr = study.data["tuning"].get(arm.name, {}).get("placed_at")
+        if lr is not None and arm.base is not None:
+            base = study.data["recipe"]["arms"][arm.base]["label"]
+            told.append(f"The grid of {arm.label} began at multiples of lr {lr:g}, of {base}.")
+    return " ".join([*told, _extended(study)])
 
 
 def _extended(study: Study) -> str:

@@ -5,6 +5,11 @@ mean over the tuning seeds) has the lowest or the highest lr of its grid, the be
 beyond, and the grids of all arms are extended by the same number of settings, so that no arm is
 tuned better than another. Only lr is extended; the grid of beta0 spans what the authors use.
 
+An arm whose lr are multiples of its base's waits until its base is tuned, so that its settings lie
+where they can be of use: as many settings over lr × beta0 reach less far in lr than the base's, and
+a grid that begins elsewhere ends elsewhere. It is then extended as often as its base was, and stays
+where it was put even if further extensions find the base a better lr.
+
 An arm whose best lr is at an end is extended beyond that end, in the ratio of the last two values.
 An arm whose best lr is inside is extended on the side that has fewer lr beyond it, and towards the
 better neighbour if both have as many. An lr brings as many settings as the other axes have points;
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sagelr.recipe import Recipe, Setting, settings_of
@@ -34,16 +39,20 @@ class Tuned:
     """One arm after tuning.
 
     Attributes:
-        grid: as extended.
+        grid: as extended; without any lr as long as the arm waits for its base.
         chosen: the setting with the lowest mean; None if no setting trained with every seed.
+        mean: what it was chosen by; inf without one.
         on_edge: whether its lr is at an end of the grid, where a better one may lie beyond.
         extended: what was added, in order, as "lr up to 0.016".
+        placed_at: lr of its base that the grid began as multiples of; None for a grid of its own.
     """
 
     grid: Grid
-    chosen: Setting | None
-    on_edge: bool
-    extended: tuple[str, ...]
+    chosen: Setting | None = None
+    mean: float = math.inf
+    on_edge: bool = False
+    extended: tuple[str, ...] = ()
+    placed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,24 @@ class Tuning:
     Attributes:
         runs: every run that the grids of now ask for.
         arms: each arm as it stands.
+        later: how many runs are certain to come besides, of arms that wait for their base.
         done: whether every run has a result and no grid is to be extended further.
     """
 
     runs: list[Run]
     arms: dict[str, Tuned]
+    later: int
     done: bool
+
+
+@dataclass
+class _Placed:
+    """An arm whose grid has its lr."""
+
+    grid: Grid
+    placed_at: float | None = None
+    extended: list[str] = field(default_factory=list)
+    rounds: int = 0
 
 
 def tuning(recipe: Recipe, scores: Scores, extensions: int | None = None) -> Tuning:
@@ -70,34 +91,76 @@ def tuning(recipe: Recipe, scores: Scores, extensions: int | None = None) -> Tun
         extensions: at most; the recipe's by default.
     """
     most = recipe.study.max_extensions if extensions is None else extensions
-    grids: dict[str, Grid] = {
-        name: {axis: list(values) for axis, values in arm.grid.items()}
-        for name, arm in recipe.chosen_arms().items()
-    }
-    extended: dict[str, list[str]] = {name: [] for name in grids}
     seeds = range(recipe.study.tune_seeds)
-    rounds = 0
+    arms = recipe.chosen_arms()
+    widths = {name: len(arm.settings()) // len(arm.lr) for name, arm in arms.items()}
+    added = math.lcm(*widths.values())  # settings of every arm, in one extension
+    waiting = {name: arm for name, arm in arms.items() if arm.follows_base and arm.base in arms}
+    placed = {name: _place(recipe, name, None) for name in arms if name not in waiting}
     while True:
-        runs = _runs(grids, seeds)
-        means = {name: _means(name, grid, seeds, scores) for name, grid in grids.items()}
-        edges = {name: edge(grid, means[name]) for name, grid in grids.items()}
-        arms = {
-            name: Tuned(
-                grid, best(grid, means[name]), edges[name] is not None, tuple(extended[name])
-            )
-            for name, grid in grids.items()
+        runs = _runs({name: arm.grid for name, arm in placed.items()}, seeds)
+        means = {name: _means(name, arm.grid, seeds, scores) for name, arm in placed.items()}
+        tuned = {
+            name: _tuned(placed[name], means[name])
+            if name in placed
+            else Tuned({**arm.grid_at(1.0), "lr": []})
+            for name, arm in arms.items()
         }
+        rounds = max(arm.rounds for arm in placed.values())
+        behind = {name: rounds - arm.rounds for name, arm in placed.items() if arm.rounds < rounds}
+        later = sum(behind.values()) * added
+        later += sum(len(arm.settings()) + rounds * added for arm in waiting.values())
+        so_far = Tuning(runs, tuned, later * len(seeds), done=False)
         if any(run.key not in scores for run in runs):
-            return Tuning(runs, arms, done=False)
-        if rounds == most or not any(edges.values()):
-            return Tuning(runs, arms, done=True)
-        rounds += 1
-        widths = {name: len(settings_of(grid)) // len(grid["lr"]) for name, grid in grids.items()}
-        added = math.lcm(*widths.values())
-        for name, grid in grids.items():
-            for side in sides(grid, means[name], added // widths[name]):
-                value = extend(grid, side)
-                extended[name].append(f"lr {side} to {value:.6g}")
+            return so_far
+        bases = [tuned[arm.base or ""].chosen for arm in waiting.values()]
+        if behind or (rounds < most and any(tuned[name].on_edge for name in placed)):
+            for name in behind or placed:
+                _extend(placed[name], means[name], added // widths[name])
+        elif waiting and None not in bases:
+            placed |= {
+                name: _place(recipe, name, base) for name, base in zip(waiting, bases, strict=True)
+            }
+            waiting = {}
+        else:
+            return replace(so_far, done=True)
+
+
+def _place(recipe: Recipe, name: str, base: Setting | None) -> _Placed:
+    """An arm's grid to start from, at what tuning chose for its base or at what is likely."""
+    arm = recipe.arms[name]
+    if not arm.follows_base or arm.base is None:
+        return _Placed(arm.grid_at(1.0))
+    base_lr = (base or recipe.middle(arm.base))["lr"]
+    return _Placed(arm.grid_at(base_lr), base_lr)
+
+
+def _tuned(arm: _Placed, means: Mapping[str, float]) -> Tuned:
+    grid = {axis: list(values) for axis, values in arm.grid.items()}
+    chosen = best(grid, means)
+    return Tuned(
+        grid,
+        chosen,
+        means[name_of(chosen)] if chosen else math.inf,
+        edge(grid, means) is not None,
+        tuple(arm.extended),
+        arm.placed_at,
+    )
+
+
+def _extend(arm: _Placed, means: Mapping[str, float], steps: int) -> None:
+    """One extension of one arm."""
+    for side in sides(arm.grid, means, steps):
+        value = extend(arm.grid, side)
+        arm.extended.append(f"lr {side} to {value:.6g}")
+    arm.rounds += 1
+
+
+def far_from(base: Tuned, arm: Tuned) -> bool:
+    """Whether an arm was not tried at the best lr of its base, and comes out behind it."""
+    if base.chosen is None or arm.mean <= base.mean:
+        return False
+    return not min(arm.grid["lr"]) <= base.chosen["lr"] <= max(arm.grid["lr"])
 
 
 def reporting(recipe: Recipe, chosen: Mapping[str, Setting], seeds: int) -> list[Run]:

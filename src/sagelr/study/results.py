@@ -220,6 +220,7 @@ def _tuning(
         "chosen": chosen,
         "on_edge": tuned.on_edge if chosen else False,
         "extended": list(tuned.extended),
+        "placed_at": tuned.placed_at,
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import sagelr
 from sagelr.errors import UsageError
-from sagelr.recipe import Recipe, as_now
+from sagelr.recipe import Recipe, as_now, of_results
 from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
 from sagelr.study.identity import RESULTS
@@ -49,8 +49,7 @@ def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
     file = path / RESULTS if path.is_dir() else path
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        shown = document["recipe"]
-        before = as_now(shown | {"metric": shown["metric"]["name"]})
+        before = as_now(of_results(document))
         differing = list(_differing(document, before, recipe))
         if differing:
             raise UsageError(

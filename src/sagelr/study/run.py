@@ -126,7 +126,8 @@ class _Plan:
 
     @property
     def total(self) -> int:
-        return len(self.tuning.runs) + len(self.tuning.arms) * self.seeds
+        report = len(self.tuning.arms) * self.seeds
+        return len(self.tuning.runs) + self.tuning.later + report
 
 
 class _Study:
@@ -207,9 +208,9 @@ class _Study:
 
     def _choose(self, tuning: plan.Tuning) -> dict[str, Setting]:
         """The barrier between tuning and report: from here on the choice stands."""
-        chosen: dict[str, Setting] = {}
+        chosen = {name: tuned.chosen for name, tuned in tuning.arms.items() if tuned.chosen}
         for name, tuned in tuning.arms.items():
-            if tuned.chosen is None:
+            if name not in chosen and tuned.grid["lr"]:  # not for want of a base's
                 self._write("tuning", _Plan(tuning, None, [], self.recipe.study.report_seeds))
                 raise SagelrError(
                     f"No setting of {name} trained with every seed (lr "
@@ -217,13 +218,20 @@ class _Study:
                     f"Try a lower arms.{name}.grid.lr with --set, in another study: "
                     f"{identity.another(self.storage)}."
                 )
-            if tuned.on_edge and not self.request.quick:
+        for name, setting in chosen.items() if not self.request.quick else ():
+            if tuning.arms[name].on_edge:
                 self.request.note(
-                    f"The best lr of {name}, {tuned.chosen['lr']:g}, is still at the end of its "
+                    f"The best lr of {name}, {setting['lr']:g}, is still at the end of its "
                     f"grid after {self.storage.records['extensions']} extensions; a better one may "
                     "lie beyond. A study with a larger study.max_extensions would look there."
                 )
-            chosen[name] = tuned.chosen
+            base = self.recipe.arms[name].base
+            if base in chosen and plan.far_from(tuning.arms[base], tuning.arms[name]):
+                self.request.note(
+                    f"{name} was not tried at the best lr of {base}, {chosen[base]['lr']:g}, and "
+                    "comes out of tuning behind it: it may be compared far below its best. A study "
+                    f"with arms.{name}.grid.lr_ratio in place of lr would begin there."
+                )
         return self.storage.settle("chosen", chosen)
 
     def _reason(self, arm: str) -> str:

@@ -14,7 +14,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.groups import param_groups
 from sagelr.optim.base import SageOptimizer
 from sagelr.optim.controls import ControlAdamW
-from sagelr.schema import Arm, Setting
+from sagelr.schema import Arm, Setting, settings_of
 from sagelr.training.run import name_of
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -49,7 +49,8 @@ def check_arm(name: str, arm: Arm) -> None:
             "Sage optimizers are for the role sage, torch's own for the roles base and variant."
         )
     known = [key for key in inspect.signature(cls).parameters if key != "params"]
-    for option in (*arm.options, *arm.grid):
+    grid = arm.grid_at(1.0)
+    for option in (*arm.options, *grid):
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"the nearest right one is {near[0]!r}; " if near else ""
@@ -57,7 +58,7 @@ def check_arm(name: str, arm: Arm) -> None:
                 f"arms.{name}: {arm.optimizer} has no option {option!r}; {hint}"
                 f"allowed: {', '.join(known)}."
             )
-    for setting in arm.settings():
+    for setting in settings_of(grid):
         try:
             cls([nn.Parameter(torch.zeros(1))], **_options(arm, setting))
         except (TypeError, ValueError) as error:
