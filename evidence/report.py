@@ -117,17 +117,21 @@ def table(tier: str, rows: list[dict[str, str]]) -> Iterator[str]:
             "(results.json), summary (summary.json), and a page to look at (report.html).\n"
         )
     for row, data in found:
-        for arm in (row["base"], row["sage"]) if data else ():
-            tuned = data["tuning"][arm]
-            if tuned["on_edge"]:
-                yield (
-                    f"{row['title']}: {data['arms'][arm]['label']}'s best lr, "
-                    f"{tuned['chosen']['lr']:g}, was still at the end of its grid when it could be "
-                    "extended no more; a better one may lie beyond.\n"
-                )
-    for row, data in found:
-        for told in far_apart(Study(data)) if data else ():
-            yield f"{row['title']}: {told}\n"
+        yield from remarks(row, data) if data else ()
+
+
+def remarks(row: dict[str, str], data: dict[str, Any]) -> Iterator[str]:
+    """What to bear in mind of a row's tuning."""
+    for arm in (row["base"], row["sage"]):
+        tuned = data["tuning"][arm]
+        if tuned["on_edge"]:
+            yield (
+                f"{row['title']}: {data['arms'][arm]['label']}'s best lr, "
+                f"{tuned['chosen']['lr']:g}, was still at the end of its grid when it could be "
+                "extended no more; a better one may lie beyond.\n"
+            )
+    for told in far_apart(Study(data)):
+        yield f"{row['title']}: {told}\n"
 
 
 def run_rows(tier: str, rows: list[dict[str, str]]) -> Iterator[Ran]:
