@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sagelr.errors import SagelrError, UsageError
-from sagelr.recipe import Recipe, check
+from sagelr.recipe import Recipe, check, load
 from sagelr.study import crew
 from sagelr.study import run as run_module
 from sagelr.study.signals import InterruptedStudyError
@@ -351,6 +351,18 @@ def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp
     assert len(pretend.trained) == begun
     with pytest.raises(UsageError, match=r"study.max_extensions was 3 and is now 4.*--out another"):
         pretend(recipe({"study.max_extensions": 4}), tmp_path / "out")
+
+
+def test_a_study_goes_on_by_its_results_when_its_recipe_has_changed(recipe, pretend, tmp_path):
+    out = tmp_path / "out"
+    pretend(recipe({"train.precision": "auto", "study.report_seeds": 3}), out)
+    begun = len(pretend.trained)
+    with pytest.raises(UsageError, match=r"results\.json has them, and can be given as the recipe"):
+        pretend(recipe({"train.precision": "auto", "train.epochs": 7}), out)
+    kept = load(str(out / "results.json"), {"study.report_seeds": 5})
+    assert kept.train.precision in ("float32", "bf16")
+    assert pretend(kept, out)["comparison"]["n"] == 5
+    assert len(pretend.trained) == begun + 2 * 2
 
 
 def test_the_machine_that_begins_a_study_settles_its_precision(

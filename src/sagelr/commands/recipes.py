@@ -31,7 +31,7 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command()
 def show(recipe: RecipeArgument) -> None:
-    """Print a recipe's TOML."""
+    """Print a recipe's TOML; of a results.json or run.json, the recipe in it."""
     from sagelr.recipe import read
 
     print(read(recipe)[1], end="")

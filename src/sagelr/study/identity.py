@@ -23,6 +23,7 @@ from sagelr.training.precision import precision_here, settled
 RESULTS, PAGE = "results.json", "report.html"
 # What may differ between two starts of one study: none of it changes a finished run or its verdict.
 FREE = ("title", "description", "quick", "aliases", "study.report_seeds")
+PRECISION = "train.precision"
 EXTENSIONS = "study.max_extensions"  # until settings are chosen, it may still be changed
 
 
@@ -147,12 +148,18 @@ def _same_recipe(
         before[EXTENSIONS] = storage.records["extensions"]
     elif "chosen" not in storage.records:
         before[EXTENSIONS] = after[EXTENSIONS]
+    for recipe in (before, after):
+        if recipe.get(PRECISION) == "auto":  # once a study is begun, it comes to this for all of it
+            recipe[PRECISION] = storage.records.get("precision", "auto")
     differing = changes(before, after)
     if differing:
         where = f"Study {storage.study!r} of {storage.place}" if storage.shared else str(out)
+        begun_with = "the settings it was begun with"
+        if (out / RESULTS).is_file():
+            begun_with += f" ({out / RESULTS} has them, and can be given as the recipe)"
         raise UsageError(
-            f"{where} has other settings: {first_of(differing)}. Its runs are kept. Use the "
-            f"settings it was begun with, or begin another study: {another(storage)}."
+            f"{where} has other settings: {first_of(differing)}. Its runs are kept. Use "
+            f"{begun_with}, or begin another study: {another(storage)}."
         )
 
 
