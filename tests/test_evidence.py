@@ -43,3 +43,19 @@ def test_rows_are_recipes_that_load(report: Any) -> None:
             found = recipe.load(name, row[tier], arms=row["arms"])
             assert found.arms[row["sage"]].base == row["base"]
             assert found.study.report_seeds >= 5
+
+
+def test_what_is_published_can_be_repeated(report: Any) -> None:
+    """By the recipe in its results, whatever became of recipes since."""
+    from sagelr import recipe
+
+    found = sorted((ROOT / "results" / "evidence").glob("*/*/results.json"))
+    assert found
+    for path in found:
+        again = recipe.load(str(path))
+        data = report.json.loads(path.read_text())
+        assert list(data["arms"]) == again.study.arms
+        for name, arm in data["arms"].items():
+            assert set(again.arms[name].grid) <= {"lr_ratio", *arm["grid"]}
+            for axis, values in again.arms[name].grid.items():
+                assert axis == "lr_ratio" or set(values) <= set(arm["grid"][axis])
