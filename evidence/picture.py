@@ -11,6 +11,7 @@ LEFT, WIDTH, RIGHT, STEP, TOP = 360, 420, 130, 30, 46
 AXIS, OVER, ACROSS, UP = 64, 34, 460, 240  # of a plot: margins, width and height
 COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
+CROWDED = 6  # margins to each side, above which every second one is named
 LEAST, MOST = 3, 10  # margins to each side; what goes beyond ends in an arrow
 
 
@@ -60,6 +61,7 @@ def forest(lines: Sequence[Line]) -> str:
     parts += [
         text(middle + unit * at, height - 14, f"{at:+d}" if at else "0", "middle")
         for at in range(-most, most + 1)
+        if most <= CROWDED or at % 2 == 0
     ]
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -181,6 +181,8 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
     assert again.arms["sage-adamw"].grid == {"lr_ratio": [1, 2], "beta0": [0.6, 0.8]}
     assert words[words.index("--reuse") + 1] == "runs/digits-vit"
     assert words[words.index("--out") + 1] == "runs/digits-vit-2"
+    document["comparisons"][0]["verdict"] = "inconclusive"
+    assert code in show(document).html
 
 
 def test_where_a_grid_began_is_told(study, show):

@@ -100,10 +100,7 @@ def _code(study: Study, sage: Arm) -> str:
 def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
     if is_far_apart(study, sage, base):
         return [_nearer(study, sage, base), Step(f"Until then, stay with {base.label}.")]
-    return [
-        Step(f"Stay with {base.label} on this task."),
-        _wider(study, sage),
-    ]
+    return [Step(f"Stay with {base.label} on this task."), _wider(study, sage)]
 
 
 def _after_equivalent(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
@@ -150,7 +147,8 @@ def _after_inconclusive(study: Study, found: Any, sage: Arm, base: Arm) -> list[
             )
         )
     steps.append(Step(f"Until then, choose by what is simpler: {base.label}."))
-    steps.append(_wider(study, sage))
+    far = is_far_apart(study, sage, base)
+    steps.append(_nearer(study, sage, base) if far else _wider(study, sage))
     return steps
 
 
