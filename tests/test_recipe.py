@@ -1,7 +1,9 @@
 """Recipes: what they may hold, how they are changed, and what is said of what is wrong."""
 
+import importlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -238,6 +240,15 @@ def test_what_was_trained_holds_its_recipe(tmp_path):
     for broken in ("", "[]", "{}", '{"recipe": []}', '{"recipe": {"metric": {}}}'):
         path.write_text(broken)
         refused(lambda: load(str(path)), "is not what sagelr compare or sagelr train writes")
+
+
+def test_the_page_of_all_keys_is_what_is_checked(monkeypatch):
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    monkeypatch.syspath_prepend(str(docs))
+    page = importlib.import_module("make_recipes").page()
+    assert (docs / "recipes.md").read_text(encoding="utf-8") == page, "run docs/make_recipes.py"
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert not [row[0] for row in rows if row[-1].strip(" |") == ""]  # each says what it is
 
 
 # -- extending another ---------------------------------------------------------------------------

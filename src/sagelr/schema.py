@@ -27,7 +27,7 @@ class _Strict(BaseModel):
 class Train(_Strict):
     """`[train]`: one training, the same for every arm."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="over the training split")
     max_steps: int | None = Field(None, ge=1, description="ends the training, in place of epochs")
     batch_size: int | None = Field(None, ge=1, description="rows of a batch, over all devices")
     tokens_per_batch: int | None = Field(
@@ -36,10 +36,14 @@ class Train(_Strict):
     eval_batch_size: int | None = Field(None, ge=1, description="rows on one device")
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     length_grouped: bool = Field(False, description="rows of like length share a batch")
-    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = "linear"
-    warmup: Finite = Field(0.1, ge=0, description="share of the steps if below 1, else steps")
-    max_grad_norm: Finite = Field(1.0, ge=0, description="0 turns clipping off")
-    label_smoothing: Finite = Field(0.0, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(
+        "linear", description="of lr, after the warm-up"
+    )
+    warmup: Finite = Field(
+        0.1, ge=0, description="of lr: a share of the steps if below 1, else steps"
+    )
+    max_grad_norm: Finite = Field(1.0, ge=0, description="of all gradients; 0 turns clipping off")
+    label_smoothing: Finite = Field(0.0, ge=0, lt=1, description="in the training loss")
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without a better study.select_by; the best one is kept"
     )
@@ -49,12 +53,20 @@ class Train(_Strict):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         "float32", description='"auto" is bf16 where the device computes in it, else float32'
     )
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    save_every: int | None = Field(None, ge=1, description="steps; every epoch by default")
-    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass, to save memory"
+    )
+    compile: bool = Field(False, description="torch.compile the model")
+    save_every: int | None = Field(
+        None, ge=1, description="steps from checkpoint to checkpoint; an epoch by default"
+    )
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=[], description="where losses are logged as well"
+    )
     parallel: Literal["ddp", "fsdp2"] = Field("ddp", description="how several devices train one")
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description='"auto" is an accelerator where there is one'
+    )
     threads: int = Field(1, ge=1, description="CPU threads of one training")
 
     @model_validator(mode="after")
@@ -89,11 +101,17 @@ class Train(_Strict):
 class Study(_Strict):
     """`[study]`: how arms are tuned and compared."""
 
-    arms: list[str] = Field(min_length=1)
-    select_by: str = "loss"
-    tune_seeds: int = Field(2, ge=1, le=1000)
-    report_seeds: int = Field(10, ge=2, le=100_000)
-    max_extensions: int = Field(3, ge=0, le=20)
+    arms: list[str] = Field(min_length=1, description="names of the arms that are compared")
+    select_by: str = Field(
+        "loss", description="validation score that settings are chosen by; loss, or a metric"
+    )
+    tune_seeds: int = Field(2, ge=1, le=1000, description="trainings of each setting")
+    report_seeds: int = Field(
+        10, ge=2, le=100_000, description="trainings of each arm at its chosen setting"
+    )
+    max_extensions: int = Field(
+        3, ge=0, le=20, description="how often grids may grow whose best lr is at an end"
+    )
     margin: Finite = Field(
         gt=0, description="in natural units: differences within it do not matter"
     )
@@ -102,14 +120,21 @@ class Study(_Strict):
 class Arm(_Strict):
     """`[arms.NAME]`: one side of a comparison."""
 
-    label: str
+    label: str = Field(description="what pages call it")
     role: Literal["base", "sage", "variant"] = Field(
         description="a variant is one of torch's optimizers used otherwise than the base"
     )
     base: str | None = Field(None, description="the arm that this one is compared with")
-    optimizer: str
-    options: dict[str, Any] = {}
-    scope: str | list[str] = "attention+ffn"
+    optimizer: str = Field(
+        description="AdamW, Adamax or SGD; for the role sage SageAdamW, SageAdamax or SageSGD"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="what the optimizer is given beside its setting"
+    )
+    scope: str | list[str] = Field(
+        "attention+ffn",
+        description='parameters that SAGE is on: "attention+ffn", "all", or patterns of names',
+    )
     scope_lr_scale: Finite = Field(1.0, gt=0, description="factor on lr for what is in scope")
     grid: dict[str, list[Finite]] = Field(
         description=f"lr, or {LR_RATIO} (multiples of the base's best), and what else is tuned"
@@ -181,7 +206,7 @@ class Arm(_Strict):
 class AuditOptions(_Strict):
     """`[audit]`: what every run that is reported is measured for, beside its scores."""
 
-    enabled: bool = False
+    enabled: bool = Field(default=False, description="measure sensitivity and pruning curves")
     sparsities: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=[0.0, 0.2, 0.4, 0.6, 0.8], min_length=1, description="shares of the weights that go"
     )
@@ -192,7 +217,9 @@ class AuditOptions(_Strict):
         min_length=1,
         description="by which the lowest weights go",
     )
-    scope: Literal["global", "layer"] = "global"
+    scope: Literal["global", "layer"] = Field(
+        default="global", description="the lowest of all layers together, or of each"
+    )
     batch_size: int = Field(default=32, ge=1, description="sensitivity depends on it")
     examples: int = Field(
         default=1000, ge=1, description="training rows that sensitivity is a mean over"
@@ -202,18 +229,20 @@ class AuditOptions(_Strict):
 class Recipe(_Strict):
     """A whole recipe. `task` and `model` are checked by the task's family."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    title: str
-    description: str = ""
-    metric: str
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="its own, and that of its folder under runs/"
+    )
+    title: str = Field(description="what pages are headed with")
+    description: str = Field("", description="a few sentences for the page")
+    metric: str = Field(description="of the task's, what arms are compared by")
     task: dict[str, Any]
     model: dict[str, Any] = {}
     train: Train
     study: Study
     arms: dict[str, Arm]
     audit: AuditOptions = AuditOptions()
-    aliases: dict[str, str] = {}
-    quick: dict[str, Any] = {}
+    aliases: dict[str, str] = Field(default={}, description="short name → key, for --set")
+    quick: dict[str, Any] = Field(default={}, description="key → what --quick puts in its place")
 
     @model_validator(mode="after")
     def _arms(self) -> Self:

@@ -245,6 +245,4 @@ def family(name: object) -> type[Task]:
             f"Allowed: {', '.join(sorted(FAMILIES))}."
         )
     module, _, cls = FAMILIES[name].partition(":")
-    found = getattr(import_module(module), cls)
-    # TEMPORARY until every family inherits from Task: the hooks' defaults are mixed in.
-    return found if issubclass(found, Task) else type(found.__name__, (found, Task), {})
+    return getattr(import_module(module), cls)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sagelr.tasks import Metric, right
+from sagelr.tasks import Metric, Task, right
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction, ViTForImageClassification
@@ -53,11 +53,11 @@ class VitOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     patch: int = Field(2, description="pixels along the side of a patch: 1, 2 or 4")
-    hidden: int = Field(48, ge=4)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    feed_forward: int = Field(96, ge=4)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    hidden: int = Field(48, ge=4, description="width")
+    layers: int = Field(2, ge=1, description="of the encoder")
+    heads: int = Field(4, ge=1, description="of attention; they divide hidden")
+    feed_forward: int = Field(96, ge=4, description="width within feed-forward")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the activations")
     initial_scale: float = Field(0.1, gt=0, description="standard deviation of the first weights")
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class _Split(Dataset[dict[str, Tensor]]):
         return {"pixel_values": self.images.pixels[index], "labels": self.images.labels[index]}
 
 
-class Digits:
+class Digits(Task):
     """The task of `digits-vit`."""
 
     DataOptions: ClassVar[type[BaseModel]] = DigitsOptions

@@ -54,7 +54,9 @@ class ImageOptions(BaseModel):
         None, ge=1, description="pixels along the sides that are kept; found if left out"
     )
     cache: bool = Field(True, description="keep decoded images; false decodes them every time")
-    augment: Literal["shift", "resized-crop", "none"] = "shift"
+    augment: Literal["shift", "resized-crop", "none"] = Field(
+        "shift", description="of training images, other in every epoch"
+    )
     padding: int | None = Field(
         None, ge=0, description="pixels of a shift, at most; an eighth of side if left out"
     )
@@ -68,7 +70,8 @@ class ImageModelOptions(BaseModel):
 
     name: str = Field(description='a model of the hub, a local folder, or "from-scratch"')
     from_scratch: vit.ScratchOptions = Field(
-        default_factory=lambda: vit.ScratchOptions.model_validate({})
+        default_factory=lambda: vit.ScratchOptions.model_validate({}),
+        description="its sizes, for that",
     )
 
 

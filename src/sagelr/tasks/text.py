@@ -48,7 +48,9 @@ class TextOptions(BaseModel):
     text: str | None = Field(None, description="column of the text; guessed if left out")
     text_pair: str | None = Field(None, description="column of a second text, if there is one")
     label: str | None = Field(None, description="column of the label; guessed if left out")
-    kind: Literal["auto", "classification", "regression"] = "auto"
+    kind: Literal["auto", "classification", "regression"] = Field(
+        "auto", description='of labels; "auto" tells by the labels themselves'
+    )
     validation: float | None = Field(
         None, gt=0, description="rows held out to choose settings, a share if below 1"
     )
@@ -79,7 +81,8 @@ class TextModelOptions(BaseModel):
 
     name: str = Field(description='a model of the hub, a local folder, "minilm", or "from-scratch"')
     from_scratch: vocabulary.ScratchOptions = Field(
-        default_factory=lambda: vocabulary.ScratchOptions.model_validate({})
+        default_factory=lambda: vocabulary.ScratchOptions.model_validate({}),
+        description="its sizes, for that",
     )
 
 

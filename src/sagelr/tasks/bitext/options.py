@@ -29,12 +29,12 @@ class TranslationOptions(BaseModel):
     revision: str | None = Field(None, description="of a data set of the hub")
     source: Path | None = Field(None, description="a file, in place of data: one sentence a line")
     target: Path | None = Field(None, description="its translation, line by line")
-    validation_source: Path | None = Field(None, description="files of their own; else held out")
-    validation_target: Path | None = None
-    test_source: Path | None = Field(None, description="files of their own; else held out")
-    test_target: Path | None = None
+    validation_source: Path | None = Field(None, description="a file of its own; else held out")
+    validation_target: Path | None = Field(None, description="goes with validation_source")
+    test_source: Path | None = Field(None, description="the same")
+    test_target: Path | None = Field(None, description="goes with test_source")
     source_language: str | None = Field(None, description="end of file names, or a hub's column")
-    target_language: str | None = None
+    target_language: str | None = Field(None, description="the same")
     validation: float | None = Field(
         None, gt=0, description="pairs held out to choose settings, a share if below 1"
     )
@@ -43,7 +43,7 @@ class TranslationOptions(BaseModel):
     )
     split_seed: int = Field(0, ge=0, description="decides which pairs are held out")
     limit: int | None = Field(None, ge=2, description="training pairs, for a quick look")
-    lowercase: bool = False
+    lowercase: bool = Field(False, description="both languages, before subwords are learned")
     vocabulary: int = Field(8000, ge=SMALLEST, description="joint subwords, at most")
     max_length: int = Field(
         256,
@@ -54,7 +54,7 @@ class TranslationOptions(BaseModel):
     bleu_words: Words = Field(
         "13a", description='how sacreBLEU cuts words; "none" for text in words already'
     )
-    beam: int = Field(5, ge=1)
+    beam: int = Field(5, ge=1, description="hypotheses of beam search")
     length_penalty: float = Field(1.0, description="exponent of the length, in beam search")
 
     @model_validator(mode="after")
@@ -87,13 +87,13 @@ class TransformerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hidden: int = Field(256, ge=4)
+    hidden: int = Field(256, ge=4, description="width")
     layers: int = Field(3, ge=1, description="of the encoder, and as many of the decoder")
-    heads: int = Field(4, ge=1)
-    feed_forward: int = Field(1024, ge=4)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    activation_dropout: float = Field(0.0, ge=0, lt=1)
+    heads: int = Field(4, ge=1, description="of attention; they divide hidden")
+    feed_forward: int = Field(1024, ge=4, description="width within feed-forward")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the activations")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="share of the attention weights")
+    activation_dropout: float = Field(0.0, ge=0, lt=1, description="the same, within feed-forward")
 
     @model_validator(mode="after")
     def _divides(self) -> TransformerOptions:

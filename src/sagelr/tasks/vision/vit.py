@@ -27,11 +27,11 @@ class ScratchOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     patch: int = Field(4, ge=1, description="pixels along the side of a patch")
-    hidden: int = Field(192, ge=4)
-    layers: int = Field(6, ge=1)
-    heads: int = Field(6, ge=1)
-    feed_forward: int = Field(384, ge=4)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    hidden: int = Field(192, ge=4, description="width")
+    layers: int = Field(6, ge=1, description="of the encoder")
+    heads: int = Field(6, ge=1, description="of attention; they divide hidden")
+    feed_forward: int = Field(384, ge=4, description="width within feed-forward")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the activations")
     initial_scale: float = Field(0.02, gt=0, description="standard deviation of the first weights")
 
     @model_validator(mode="after")
