@@ -238,10 +238,17 @@ def _again(command: str, change: str, name: str) -> str:
     Examples:
         >>> _again("sagelr compare mine --out runs/a", "train.epochs=9", "mine")
         'sagelr compare mine --set train.epochs=9 --out runs/a-2 --reuse runs/a'
+        >>> _again("sagelr compare mine --storage URL", "train.epochs=9", "mine").split()[-2:]
+        ['--study', 'mine-2']
     """
     kept, out = _without(_words(command), "--out")
+    kept, _ = _without(kept, "--reuse")
+    kept, study = _without(kept, "--study")
     out = out or f"runs/{name}"
-    return shlex.join([*kept, "--set", change, "--out", f"{out}-2", "--reuse", out])
+    further = ["--set", change, "--out", f"{out}-2", "--reuse", out]
+    if any(word.startswith("--storage") for word in kept):
+        further += ["--study", f"{study or name}-2"]
+    return shlex.join([*kept, *further])
 
 
 def _without(words: list[str], option: str) -> tuple[list[str], str | None]:
