@@ -186,7 +186,7 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
 
 
 def test_where_a_grid_began_is_told(study, show):
-    assert "The grid of SageAdamW began at multiples of lr 0.002, of AdamW." in show(study()).text
+    assert "SageAdamW began at multiples of AdamW's best lr, 0.002." in show(study()).text
 
 
 def test_runs_that_come_out_well_or_badly_by_chance_are_told(study, show):

@@ -136,7 +136,7 @@ def _grids(study: Study) -> str:
         lr = study.data["tuning"].get(arm.name, {}).get("placed_at")
         if lr is not None and arm.base is not None:
             base = study.data["recipe"]["arms"][arm.base]["label"]
-            told.append(f"The grid of {arm.label} began at multiples of lr {lr:g}, of {base}.")
+            told.append(f"{arm.label} began at multiples of {base}'s best lr, {lr:g}.")
     return " ".join([*told, _extended(study)])
 
 
