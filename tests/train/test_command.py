@@ -39,7 +39,7 @@ def test_it_leaves_scores_model_and_optimizer(trained):
     entry = json.loads((folder / "run.json").read_text())
     assert entry["status"] == "complete"
     assert entry["arm"] == "sage-adamw"
-    assert entry["setting"] == {"lr": 0.004, "beta0": 0.6}
+    assert entry["setting"] == {"lr": 0.002, "beta0": 0.6}
     assert entry["data"]["rows"]["train"] == 60
     assert entry["recipe"]["train"]["batch_size"] == 12
     accuracy = entry["scores"]["test"]["accuracy"]
@@ -74,7 +74,7 @@ def test_it_warns_of_a_cpu_without_bfloat16(tmp_path, monkeypatch, computes, wan
 
 
 def test_it_shows_how_the_training_stands(trained):
-    assert "SageAdamW at lr=0.004,beta0=0.6, seed 0" in trained[1]
+    assert "SageAdamW at lr=0.002,beta0=0.6, seed 0" in trained[1]
     assert "step 10 of 10, epoch 2.0: loss " in trained[1]
 
 
