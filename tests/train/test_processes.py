@@ -187,7 +187,7 @@ def test_the_first_process_alone_writes_and_prints(tmp_path):
         text=True,
         check=True,
     )
-    assert found.stdout.count("SageAdamW at lr=0.004") == 1
+    assert found.stdout.count("SageAdamW at lr=0.002") == 1
     assert found.stdout.count("validation: accuracy") == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "complete"
 
