@@ -169,7 +169,8 @@ def _extended(name: str, text: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two tables as one, the second's values where both have one."""
-    merged = _without_rivals(below, above)
+    merged = dict(below)
+    _make_room(merged, above)
     for key, value in above.items():
         under = merged.get(key)
         if isinstance(under, dict) and isinstance(value, dict):
@@ -178,10 +179,11 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _without_rivals(below: Mapping[str, Any], above: Iterable[str]) -> dict[str, Any]:
-    """A table without the lr of a grid that is about to be given in the other way."""
-    rivals = set(LR_AXES) if any(axis in LR_AXES for axis in above) else set()
-    return {key: value for key, value in below.items() if key not in rivals}
+def _make_room(table: dict[str, Any], keys: Iterable[str]) -> None:
+    """Take the lr of a grid out of a table, where it is about to be given in either way."""
+    if any(key in LR_AXES for key in keys):
+        for axis in LR_AXES:
+            table.pop(axis, None)
 
 
 def load(
@@ -315,8 +317,7 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UsageError(f"{where}: {key!r} reaches into {part!r}, which is not a table.")
-        for rival in set(LR_AXES) - {last} if last in LR_AXES else ():
-            table.pop(rival, None)
+        _make_room(table, [last])
         table[last] = value
     return result
 

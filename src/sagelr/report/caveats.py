@@ -47,15 +47,14 @@ def far_apart(study: Study) -> list[str]:
     told = []
     for found in study.comparisons:
         arm, base = study.by_name[found["sage"]], study.by_name[found["base"]]
-        if not is_far_apart(study, arm, base) or base.chosen is None:
+        if (apart := _apart(study, arm, base)) is None:
             continue
-        rates = [values["lr"] for values, _ in study.tuned(arm)]
-        bound = f"{min(rates):g} up" if base.chosen["lr"] < min(rates) else f"{max(rates):g} down"
-        own, theirs = (score.show(_chosen_score(study, each) or 0.0) for each in (arm, base))
+        rates, lr, own, theirs = apart
+        bound = f"{min(rates):g} up" if lr < min(rates) else f"{max(rates):g} down"
         told.append(
             f"{arm.label} was tried from lr {bound} alone, and the best of {base.label} is "
-            f"{base.chosen['lr']:g}. Its validation {score.title} there is the worse one, "
-            f"{own} against {theirs}, so that it may be compared far below "
+            f"{lr:g}. Its validation {score.title} there is the worse one, "
+            f"{score.show(own)} against {score.show(theirs)}, so that it may be compared far below "
             f"its best. A study of its own, with a grid that begins at {base.label}'s best lr, "
             "would tell."
         )
@@ -64,13 +63,19 @@ def far_apart(study: Study) -> list[str]:
 
 def is_far_apart(study: Study, arm: Arm, base: Arm) -> bool:
     """Whether an arm was not tried at the best lr of its base, and comes out behind it."""
+    return _apart(study, arm, base) is not None
+
+
+def _apart(study: Study, arm: Arm, base: Arm) -> tuple[list[float], float, float, float] | None:
+    """For an arm that is far apart: lr tried, best lr of the base, scores of both; else None."""
     rates = [values["lr"] for values, _ in study.tuned(arm)]
     own, theirs = _chosen_score(study, arm), _chosen_score(study, base)
     if not rates or own is None or theirs is None or base.chosen is None or study.data["quick"]:
-        return False
+        return None
+    lr = base.chosen["lr"]
     greater = study.scale_of(study.select_by).greater_is_better
     behind = own < theirs if greater else own > theirs
-    return behind and not min(rates) <= base.chosen["lr"] <= max(rates)
+    return (rates, lr, own, theirs) if behind and not min(rates) <= lr <= max(rates) else None
 
 
 def _chosen_score(study: Study, arm: Arm) -> float | None:
