@@ -417,3 +417,41 @@ def test_the_callback_of_lightning_looks_after_clipping(tmp_path):
     assert seen == pytest.approx([module.norms[2], module.norms[5]])
     assert max(seen) < 1.01e-2
     assert "configure_gradient_clipping" not in vars(module)
+
+
+class Biased(nn.Module):
+    """Attention with a table of its own, which is an embedding of the same module."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Module()])
+        self.layers[0].attn = nn.Module()
+        self.layers[0].attn.qkv = nn.Linear(4, 12)
+        self.layers[0].attn.bias_embedding = nn.Parameter(torch.ones(3, 4))
+
+
+def test_layers_of_two_kinds_in_one_module_have_two_names(tmp_path):
+    model = Biased()
+    optimizer = SageAdamW(param_groups(model, sage="all"))
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    view = Viewer(model, optimizer).look()
+    names = [layer.name for layer in view.layers]
+    assert len(set(names)) == len(names) == len({layer.kind for layer in view.layers}) == 2
+
+
+def test_what_is_not_finite_is_null_in_the_file(tmp_path):
+    model = Small()
+    optimizer = make(model)
+    with SageProbe(model, optimizer, file=tmp_path / "probe.jsonl", every=1):
+        model.loss().backward()
+        for param in model.parameters():
+            param.grad.fill_(math.nan)
+        optimizer.step()
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    for line in (tmp_path / "probe.jsonl").read_text().splitlines():
+        row = json.loads(line, parse_constant=refuse)
+        assert row["quantiles"]["50"] is None

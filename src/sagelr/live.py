@@ -178,6 +178,11 @@ def scalars(row: MultiplierRow) -> dict[str, float]:
 # -- files --------------------------------------------------------------------------------------
 
 
+def _finite(value: object) -> object:
+    """The value, or None in the place of what JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _Lines:
     """A file with a row a line, whole after every look."""
 
@@ -186,11 +191,9 @@ class _Lines:
 
     def write(self, rows: list[MultiplierRow]) -> None:
         for row in rows:
-            finite = {
-                key: None if isinstance(value, float) and not math.isfinite(value) else value
-                for key, value in row.items()
-            }
-            self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+            quantiles = {level: _finite(value) for level, value in row["quantiles"].items()}
+            finite = {key: _finite(value) for key, value in row.items()} | {"quantiles": quantiles}
+            self._file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -88,6 +88,11 @@ def _sensitivity(param: Tensor) -> Tensor:
             f"A parameter of shape {tuple(param.shape)} has no gradient. Sensitivity exists "
             "between backward() and step(): look before zero_grad()."
         )
+    if param.grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"A parameter of shape {tuple(param.shape)} has a sparse gradient, for which there is "
+            "no rule. Make the layer with sparse=False."
+        )
     dtype = compute_dtype(param.dtype)
     return rule.sensitivity(param.detach().to(dtype), param.grad.to(dtype))
 

@@ -8,9 +8,9 @@ For a parameter θ with gradient g, element by element::
     multiplier             r = (U + ε) / (Ī + ε)
     update                 θ ← θ − η·r·d                  d: direction of the base optimizer
 
-Every function takes one tensor or a list of tensors and gives back the same, changes none of its
-arguments, and keeps their dtype: whoever holds bf16 parameters casts to fp32 first, as the engines
-do. All are differentiable when given one tensor.
+Those of the rule take one tensor or a list of tensors and give back the same. None changes its
+arguments, and all keep their dtype: whoever holds bf16 parameters casts to fp32 first, as the
+engines do. All are differentiable when given one tensor.
 
 Source: Liang et al., "No Parameters Left Behind: Sensitivity Guided Adaptive Learning Rate for
 Training Large Transformer Models", ICLR 2022, arXiv 2202.02664. Where the released code departs
@@ -198,9 +198,9 @@ def relative_multiplier(
     varies as much as it is large has half a say.
 
     Args:
-        smoothed: Ī of the tensors that are compared with each other, any shapes; a list of one for
-            a comparison within a tensor.
-        strength: α > 0; 0.5 takes a root.
+        smoothed: Ī of the tensors that are compared with each other, of any shapes, and on any
+            devices; a list of one for a comparison within a tensor.
+        strength: α in (0, 2); 0.5 takes a root.
         eps: ε > 0, in units of the loss.
         variation: U of each, or None to leave confidence out.
         bound: > 1.
@@ -217,17 +217,24 @@ def relative_multiplier(
     count = sum(each.numel() for each in smoothed)
     if count == 0:
         return [torch.ones_like(each) for each in smoothed]
-    mean = torch.stack([each.sum() for each in smoothed]).sum() / count
+    mean = _sum(smoothed) / count
     weights = [
-        ((each + eps) / (mean + eps)).pow(-strength).clamp(1 / bound, bound) for each in smoothed
+        ((each + eps) / (mean.to(each) + eps)).pow(-strength).clamp(1 / bound, bound)
+        for each in smoothed
     ]
     if variation is not None:
         weights = [
             1 + (each + eps) / (each + u + eps) * (weight - 1)
             for each, u, weight in zip(smoothed, variation, weights, strict=True)
         ]
-    total = torch.stack([weight.sum() for weight in weights]).sum()
-    return [weight * (count / total) for weight in weights]
+    total = _sum(weights)
+    return [weight * (count / total.to(weight)) for weight in weights]
+
+
+def _sum(tensors: Tensors) -> Tensor:
+    """Of all elements, wherever they lie: 0-d, on the device of the first."""
+    sums = [each.sum() for each in tensors]
+    return torch.stack([each.to(sums[0].device) for each in sums]).sum()
 
 
 def ratio_multiplier(x: Number, beta0: float) -> Number:

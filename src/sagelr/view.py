@@ -7,7 +7,7 @@ makes figures of it, cheaply enough to be done while training. `live` and `trace
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
@@ -174,7 +174,9 @@ class Viewer:
             )
         self.layers = [
             Layer(name, kind, depth, sum(param.numel() for param in params))
-            for (name, kind, depth), params in found.items()
+            for name, ((_, kind, depth), params) in zip(
+                _told_apart(found, names), found.items(), strict=True
+            )
         ]
         index = {param: i for i, params in enumerate(found.values()) for param in params}
         self._params = [
@@ -203,16 +205,27 @@ class Viewer:
                 alike.setdefault(key, []).append((param, layer))
         if not alike:
             return None
-        pieces = [
-            self._seen(groups[group], [param for param, _ in items], [n for _, n in items], step)
-            for (group, _, _, step), items in alike.items()
+        pieces: dict[int, list[_Piece]] = {}
+        for (group, _, _, step), items in alike.items():
+            params, layers = [param for param, _ in items], [layer for _, layer in items]
+            pieces.setdefault(group, []).append(self._seen(groups[group], params, layers, step))
+        multipliers = [
+            multiplier
+            for group, seen in pieces.items()
+            for multiplier in _multipliers(groups[group], seen)
         ]
-        return View(self.layers, *(torch.cat(column) for column in zip(*pieces, strict=True)))
+        seen = [piece for each in pieces.values() for piece in each]
+        columns = [*zip(*(piece.columns() for piece in seen), strict=True), multipliers]
+        return View(
+            self.layers,
+            torch.cat([piece.layer for piece in seen]),
+            *(torch.cat([value.float().cpu() for value in column]) for column in columns),
+        )
 
     def _seen(
         self, group: Mapping[str, Any], params: list[Tensor], layers: list[int], step: float
-    ) -> list[Tensor]:
-        """The columns of a view, of parameters that differ in nothing but their values."""
+    ) -> _Piece:
+        """What is seen of parameters that differ in nothing but their values."""
         dtype = compute_dtype(params[0].dtype)
         thetas = [self._take(param) for param in params]
         grads = [self._take(param.grad) for param in params]  # pyright: ignore[reportArgumentType]
@@ -224,14 +237,9 @@ class Viewer:
         smoothed = rule.smooth(before, current, group["beta0"])
         if group["sage_bias_correction"]:
             smoothed = rule.bias_correct(smoothed, group["beta0"], step + 1)
-        variation = rule.variation(current, smoothed)
-        if group.get("relative") is None:
-            multiplier = rule.multiplier(variation, smoothed, group["sage_eps"])
-        else:
-            multiplier = _relative(group, params, smoothed.split(sizes), variation.split(sizes))
         layer = torch.repeat_interleave(torch.tensor(layers), torch.tensor(sizes))
-        values = (current, before, smoothed, variation, multiplier)
-        return [layer, *(value.float().cpu() for value in values)]
+        variation = rule.variation(current, smoothed)
+        return _Piece(params, sizes, layer, current, before, smoothed, variation)
 
     def _before(self, param: Tensor, like: Tensor) -> Tensor:
         state = self.optimizer.state.get(param, {})
@@ -249,30 +257,55 @@ class Viewer:
         return shards.local(tensor)
 
 
-def _relative(
-    group: Mapping[str, Any],
-    params: list[Tensor],
-    smoothed: Iterable[Tensor],
-    variation: Iterable[Tensor],
-) -> Tensor:
-    """Multipliers of the relative rule, whose mean over a tensor is that over its sample."""
-    found = {
-        i: (average, spread)
-        for i, (average, spread) in enumerate(zip(smoothed, variation, strict=True))
-    }
+def _told_apart(
+    found: Mapping[tuple[str, str, int | None], list[Tensor]], names: Mapping[Any, str]
+) -> list[str]:
+    """A name for every layer. What shares one with a layer of another kind has its parameter's."""
+    told: list[str] = []
+    for (layer, _, _), params in found.items():
+        told.append(names[params[0]] if layer in told else layer)
+    return told
+
+
+class _Piece(NamedTuple):
+    """Of parameters that are alike, one entry an element, on their device."""
+
+    params: list[Tensor]
+    sizes: list[int]
+    layer: Tensor
+    sensitivity: Tensor
+    before: Tensor
+    smoothed: Tensor
+    variation: Tensor
+
+    def columns(self) -> list[Tensor]:
+        """All of a `View` but the multiplier."""
+        return [self.sensitivity, self.before, self.smoothed, self.variation]
+
+
+def _multipliers(group: Mapping[str, Any], pieces: Sequence[_Piece]) -> list[Tensor]:
+    """r of every piece of one group."""
+    if group.get("relative") is None:
+        return [rule.multiplier(p.variation, p.smoothed, group["sage_eps"]) for p in pieces]
+    # Of the relative rule, whose mean over a tensor is that over its sample.
+    params = [param for piece in pieces for param in piece.params]
+    smoothed, variation = (
+        [part for piece in pieces for part in getattr(piece, name).split(piece.sizes)]
+        for name in ("smoothed", "variation")
+    )
     matrices = [i for i, param in enumerate(params) if param.ndim >= 2]
-    compared = [matrices] if group["relative_over"] == "group" else [[i] for i in matrices]
-    multipliers = [torch.ones_like(average) for average, _ in found.values()]
-    for together in compared:
+    multipliers = [torch.ones_like(average) for average in smoothed]
+    for together in [matrices] if group["relative_over"] == "group" else [[i] for i in matrices]:
         results = rule.relative_multiplier(
-            [found[i][0] for i in together],
+            [smoothed[i] for i in together],
             group["relative"],
             group["sage_eps"],
-            variation=[found[i][1] for i in together] if group["relative_confidence"] else None,
+            variation=[variation[i] for i in together] if group["relative_confidence"] else None,
         )
         for i, result in zip(together, results, strict=True):
             multipliers[i] = result
-    return torch.cat(multipliers)
+    of = iter(multipliers)
+    return [torch.cat([next(of) for _ in piece.params]) for piece in pieces]
 
 
 def _stride(count: int, elements: int) -> int:

@@ -218,6 +218,24 @@ def load(rank: int, folder: Path) -> None:
             assert_equal(everything(model, optimizer), expected[f"{case} goes on"])
 
 
+def plain(rank: int, folder: Path) -> None:
+    """State dicts of a whole run, loaded as they are into one that is sharded."""
+    for case, (_, _, dtype) in CASES.items():
+        alone = Model(dtype)
+        saved = train(case, alone)
+        model = shard(Model(dtype))
+        optimizer = train(case, model, range(0))
+        optimizer.load_state_dict(saved.state_dict())
+        set_parameters(model, everything(alone, saved))
+        walk(model, optimizer, range(STEPS, STEPS + 1))
+        walk(alone, saved, range(STEPS, STEPS + 1))
+        assert_equal(everything(model, optimizer), everything(alone, saved))
+    wrong = saved.state_dict()
+    wrong["state"][1]["momentum_buffer"] = wrong["state"][1]["momentum_buffer"][:7]
+    with pytest.raises(ValueError, match="momentum_buffer has shape"):
+        optimizer.load_state_dict(wrong)
+
+
 def convert(rank: int, folder: Path) -> None:
     """Whole checkpoints of one format into another: narrow ones, but no codes."""
     expected = torch.load(folder / "found.pt")
@@ -326,13 +344,17 @@ def test_checkpoints_of_three_processes_go_on_with_two_and_with_one(tmp_path):
     load(0, tmp_path)
 
 
+def test_a_whole_state_is_shared_out(tmp_path):
+    launch(plain, 2, tmp_path)
+
+
 if __name__ == "__main__":
     name, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/{name}-{world}", rank=rank, world_size=world
     )
-    tasks = {task.__name__: task for task in (compare, learn, refuse, save, load, convert)}
+    tasks = {task.__name__: task for task in (compare, learn, refuse, save, load, plain, convert)}
     tasks[name](rank, folder)
     dist.destroy_process_group()
     sys.stdout.flush()

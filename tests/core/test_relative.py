@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sagelr import SageAdamax, SageAdamW, SageSGD, rule
+from sagelr.view import Viewer
 
 F64 = torch.float64
 levels = st.lists(st.floats(1e-9, 1e9), min_size=2, max_size=30)
@@ -118,3 +119,33 @@ def test_a_state_without_these_options_loads(draw):
     other = SageAdamW([param], relative=0.5)
     other.load_state_dict(saved)
     assert other.param_groups[0]["relative"] == 0.5
+
+
+def test_a_group_is_compared_as_one_whatever_its_tensors_are_kept_in():
+    """Codes for the larger one, bf16 for another: the probe, the view and the step agree."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "large": nn.Linear(64, 64, bias=False),
+            "small": nn.Linear(8, 8, bias=False),
+            "narrow": nn.Linear(8, 4, bias=False, dtype=torch.bfloat16),
+        }
+    )
+    params = [layer.weight for layer in model.values()]
+    options = {"relative": 0.5, "relative_over": "group", "state_format": "8bit"}
+    optimizer = SageAdamW(params, lr=0.1, weight_decay=0.0, beta0=0.9, **options)
+    for _ in range(3):
+        for i, param in enumerate(params):
+            param.grad = torch.randn_like(param) * 10.0**i
+        multipliers = [optimizer.multiplier(param) for param in params]
+        seen = Viewer(model, optimizer).look()
+        before = params[1].detach().clone()
+        optimizer.step()
+    state = optimizer.state[params[1]]
+    moments = (state["exp_avg"] / (1 - 0.9**3), state["exp_avg_sq"] / (1 - 0.999**3))
+    direction = moments[0] / (moments[1].sqrt() + 1e-8)
+    torch.testing.assert_close(before - params[1], 0.1 * multipliers[1] * direction)
+    everything = torch.cat([r.flatten() for r in multipliers])
+    assert everything.mean().item() == pytest.approx(1.0, abs=1e-5)
+    assert multipliers[1].mean().item() != pytest.approx(1.0, abs=0.1)
+    torch.testing.assert_close(seen.multiplier.sort().values, everything.sort().values)

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sagelr import SageAdamW, SageSGD
+from sagelr import SageAdamax, SageAdamW, SageSGD
 from sagelr.state import codes, formats
 
 SHAPES = [(64, 70), (65,), (4097,), (130, 32), (3, 4)]
@@ -166,3 +166,58 @@ def test_a_state_of_torchs_is_taken_into_a_low_format(draw):
     assert state["exp_avg_sq_scale"].shape == codes.blocks(model[0].shape)
     assert state["step"] == 2
     assert state["sensitivity_step"] == 1
+
+
+@pytest.mark.parametrize("cls", [SageAdamW, SageAdamax, SageSGD])
+def test_a_state_of_another_kind_is_refused(cls, draw):
+    """Its step count would go on with averages that begin at zero."""
+    param = nn.Parameter(draw(3, 2))
+    for other in (SageAdamW, SageAdamax, SageSGD, torch.optim.RMSprop):
+        if other is cls or (cls, other) == (SageSGD, torch.optim.RMSprop):
+            continue
+        param.grad = draw(3, 2)
+        saved = other([param], lr=0.1, **({"momentum": 0.9} if other is SageSGD else {}))
+        saved.step()
+        optimizer = cls([param])
+        with pytest.raises(ValueError, match=f"it is not that of {cls.__name__}"):
+            optimizer.load_state_dict(saved.state_dict())
+        assert not optimizer.state
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_model_converted_in_between_goes_on(fused, draw):
+    """State keeps the dtype and the layout it was made in; what is stepped on is another."""
+    found = []
+    for converted in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(
+            memory_format=torch.channels_last
+        )
+        optimizer = SageAdamW(model.parameters(), lr=0.01, fused=fused)
+        generator = torch.Generator().manual_seed(1)
+        for change in (
+            {},
+            {"dtype": torch.float64},
+            {"dtype": torch.float32},
+            {"memory_format": torch.contiguous_format},
+        ):
+            if converted and change:
+                model.to(**change)
+            for _ in range(2):
+                for param in model.parameters():
+                    grad = torch.randn(param.shape, generator=generator)
+                    param.grad = torch.empty_like(param).copy_(grad)
+                optimizer.step()
+        found.append([param.detach() for param in model.parameters()])
+    for straight, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, straight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_of_another_shape_than_its_state_is_an_error(draw):
+    param = nn.Parameter(draw(3, 2).float())
+    optimizer = SageAdamW([param])
+    param.grad = torch.ones(3, 2)
+    optimizer.step()
+    param.data, param.grad = torch.ones(9, 9), torch.ones(9, 9)
+    with pytest.raises(RuntimeError, match=r"of shape \(9, 9\) has exp_avg of shape \(3, 2\)"):
+        optimizer.step()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sagelr import bases
 from sagelr.engines import eager
-from sagelr.engines.plan import DECAYS, Place, Plan, State
+from sagelr.engines.plan import DECAYS, Place, Plan, State, unlike
 from sagelr.state import codes, formats
 
 logger = logging.getLogger("sagelr")
@@ -91,7 +91,7 @@ def update(
     places: Sequence[Place],
 ) -> None:
     """Take one step on every parameter, in place; all on the CPU and of one dtype."""
-    apart = _apart(plan, params, grads, places)
+    apart = _apart(plan, params, grads, state, places)
     if apart:
         _eagerly(apart, plan, params, grads, state, places)
         kept = sorted(set(range(len(params))) - set(apart))
@@ -123,14 +123,16 @@ def update(
 
 
 def _apart(
-    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], places: Sequence[Place]
+    plan: Plan,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: State,
+    places: Sequence[Place],
 ) -> list[int]:
-    """Which of them the kernel cannot take."""
-    # It walks memory in order. State lies as its parameter does (zeros_like).
-    if all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, grads)):
-        apart = set[int]()
-    else:
-        apart = {
+    """Which of them the kernel cannot take: it walks memory in order."""
+    apart = unlike(plan, params, state)
+    if not (all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, grads))):
+        apart |= {
             i
             for i, (param, grad) in enumerate(zip(params, grads, strict=True))
             if not (param.is_contiguous() and grad.is_contiguous())
@@ -232,7 +234,7 @@ def cache_folder() -> Path:
 def _missing(kind: tuple[tuple[str, int], ...]) -> str | None:
     """Why there is no kernel of a kind; None if there is, made now if need be."""
     if not compiler():
-        return "there is no C++ compiler (g++ or clang++; or set CXX)"
+        return "there is no C++ compiler for it (under Linux g++ or clang++; or set CXX)"
     try:
         _kernel(kind)
     except (OSError, RuntimeError) as error:

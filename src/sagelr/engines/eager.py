@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +18,11 @@ def update(
     grads: Sequence[Tensor],
     state: State,
     places: Sequence[Place],
+    relative: Sequence[Tensor | None] | None = None,
 ) -> None:
-    """Take one step on every parameter, in place."""
+    """Take one step on every parameter, in place; with `relative_multipliers` where given."""
     own = [{name: tensors[i] for name, tensors in state.items()} for i in range(len(params))]
-    relative: list[Tensor | None] = [None] * len(params)
-    if plan.relative is not None and plan.sage:
-        relative = _relative(plan, params, grads, own)
+    relative = relative or [None] * len(params)
     for each in zip(params, grads, own, places, relative, strict=True):
         _update_one(plan, *each)
 
@@ -85,14 +84,23 @@ def _operands(plan: Plan, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return theta.to(dtype), -gradient if plan.maximize else gradient
 
 
-def _relative(
-    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], own: list[dict[str, Tensor]]
-) -> list[Tensor | None]:
+def relative_multipliers(
+    plan: Plan,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    own: Sequence[Mapping[str, Tensor]],
+) -> list[Tensor]:
     """Multipliers that compare parameters with each other: of matrices; 1 for everything else.
 
     A pass of its own, which changes nothing: the mean has to be known before any step is taken.
+
+    Args:
+        plan: of a group with `relative`.
+        params: all of the group that have a gradient, on whatever device and of whatever dtype.
+        grads: their gradients.
+        own: the state of each.
     """
-    found: list[Tensor | None] = [torch.ones_like(p, dtype=compute_dtype(p.dtype)) for p in params]
+    found = [torch.ones_like(p, dtype=compute_dtype(p.dtype)) for p in params]
     matrices = [i for i, param in enumerate(params) if param.ndim >= 2]
     smoothed, variation = {}, {}
     for i in matrices:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -137,6 +137,39 @@ class Plan:
         if self.capturable or torch.compiler.is_compiling():
             return step
         return step.item()
+
+
+def unlike(plan: Plan, params: Sequence[Tensor], state: State) -> set[int]:
+    """Parameters whose averages do not lie as they do, element for element.
+
+    A model may be converted after its first step (`double()`, `to(memory_format=…)`, another tensor
+    put into a parameter), which leaves the optimizer's state as it was. What walks memory must not
+    take these.
+
+    Raises:
+        RuntimeError: an average has another shape than its parameter.
+    """
+    sizes = list(map(Tensor.numel, params))
+    dtype = compute_dtype(params[0].dtype)
+    found = set[int]()
+    for name in plan.state_names():
+        column, wanted = state[name], plan.storage(name).dtype or dtype
+        if (
+            all(map(Tensor.is_contiguous, column))
+            and {average.dtype for average in column} == {wanted}
+            and list(map(Tensor.numel, column)) == sizes
+        ):
+            continue
+        for i, (average, param) in enumerate(zip(column, params, strict=True)):
+            if average.shape != param.shape:
+                raise RuntimeError(
+                    f"A parameter of shape {tuple(param.shape)} has {name} of shape "
+                    f"{tuple(average.shape)}: it was replaced after the optimizer had taken steps. "
+                    "Make the optimizer anew, or keep the parameter's shape."
+                )
+            if average.dtype != wanted or not average.is_contiguous():
+                found.add(i)
+    return found
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

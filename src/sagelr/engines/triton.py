@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sagelr import bases
 from sagelr.engines import foreach
-from sagelr.engines.plan import DECAYS, Place, Plan, State
+from sagelr.engines.plan import DECAYS, Place, Plan, State, unlike
 from sagelr.engines.triton_tables import Tables
 from sagelr.state import codes, formats
 
@@ -130,23 +130,24 @@ def _apart(
     It walks memory in order, and so must all lie. The counts are read by the kernel where a graph
     may be captured and here where not; they lie elsewhere if capturable was changed in between.
     """
-    columns = [params, grads]
-    columns += [state[name] for name in plan.stored_names() if not name.endswith("step")]
+    apart = unlike(plan, params, state)
+    scales = [name for name in plan.stored_names() if name.endswith(formats.SCALE)]
+    columns = [params, grads, *(state[name] for name in scales)]
     where = {params[0].device if plan.capturable else torch.device("cpu")}
-    if {count.device for count in state["step"]} == where and all(
+    if {count.device for count in state["step"]} != where or not all(
         all(map(Tensor.is_contiguous, column)) for column in columns
     ):
-        return []
-    return [
-        i
-        for i, tensors in enumerate(zip(*columns, strict=True))
-        if {state["step"][i].device} != where or not all(map(Tensor.is_contiguous, tensors))
-    ]
+        apart |= {
+            i
+            for i, tensors in enumerate(zip(*columns, strict=True))
+            if {state["step"][i].device} != where or not all(map(Tensor.is_contiguous, tensors))
+        }
+    return sorted(apart)
 
 
 @functools.cache
 def _say_apart() -> None:
-    logger.info("Tensors that do not lie in order in memory take the foreach engine's step.")
+    logger.info("Tensors that do not lie as their state does take the foreach engine's step.")
 
 
 def _pick(

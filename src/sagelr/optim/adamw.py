@@ -54,9 +54,10 @@ class SageAdamW(SageOptimizer):
             both; "8bit", a quarter. See `sagelr.state.formats`.
         rounding: of bf16 parameters after the step, "nearest" or "stochastic".
         rounding_seed: of the random bits, which depend on it, the step and the element alone.
-        relative: beyond the paper, off by default: α > 0 of `sagelr.rule.relative_multiplier`,
-            which compares the sensitivities of different parameters and takes the place of the
-            multiplier in matrices; other tensors get 1. Runs in the eager engine.
+        relative: beyond the paper, off by default: α in (0, 2) of
+            `sagelr.rule.relative_multiplier`, which compares the sensitivities of different
+            parameters and takes the place of the multiplier in matrices; other tensors get 1. Runs
+            in the eager engine.
         relative_over: "tensor" compares within each matrix, "group" over all of the group.
         relative_confidence: let a sensitivity that varies much count less in that.
 

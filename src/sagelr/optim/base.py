@@ -138,23 +138,34 @@ class SageOptimizer(Optimizer):
         for item in items:
             if not names <= self.state[item.param].keys():
                 self._ensure_state(plan, item.param)
+        relative: dict[int, Tensor] = {}  # by the parameter's position
+        if plan.relative is not None and plan.sage:  # over the group, of whatever kinds it has
+            params, grads = [item.param for item in items], [item.grad for item in items]
+            own = [self.state[param] for param in params]
+            multipliers = engines.eager.relative_multipliers(plan, params, grads, own)
+            positions = [item.place.parameter for item in items]
+            relative = dict(zip(positions, multipliers, strict=True))
         for coded, same in _alike(plan, items):
             kind = plan.with_codes() if coded else plan
+            if plan.capturable and not torch.compiler.is_compiling():
+                _check_capturable(type(self).__name__, same[0].param)
             states = [self.state[item.param] for item in same]
             params = [item.param for item in same]
             state = {name: [own[name] for own in states] for name in kind.stored_names()}
             if any(item.sharded for item in same):
                 params = [shards.local(param) for param in params]
                 state = {name: [shards.local(t) for t in column] for name, column in state.items()}
-            grads = [item.grad for item in same]
+            grads, places = [item.grad for item in same], [item.place for item in same]
+            if relative:
+                multipliers = [relative[place.parameter] for place in places]
+                engines.eager.update(kind, params, grads, state, places, multipliers)
+                continue
             update = engines.choose(kind, params, grads, group["fused"], group["foreach"])
-            update(kind, params, grads, state, [item.place for item in same])
+            update(kind, params, grads, state, places)
 
     def _ensure_state(self, plan: Plan, param: Tensor) -> None:
         """Make what is missing: all of it at first, Ī alone after loading torch's state."""
         state = self.state[param]
-        if plan.capturable and not torch.compiler.is_compiling():
-            _check_capturable(type(self).__name__, param)
         if "step" not in state:
             # torch's SGD keeps no count; a buffer that is there has taken its first step.
             resumed = any(name in state for name in plan.base.state_names)
@@ -184,9 +195,10 @@ class SageOptimizer(Optimizer):
             state_dict: from `state_dict()`.
 
         Raises:
-            ValueError: the groups do not match, or it was saved with amsgrad.
+            ValueError: the groups do not match, it is that of another kind of optimizer, or it was
+                saved with amsgrad.
         """
-        checkpoint.load(self, state_dict, super().load_state_dict)
+        checkpoint.load(self, state_dict, super().load_state_dict, averages=self.base_state_names)
         for group in self.param_groups:
             plan = self._plan(group)
             for param in group["params"]:

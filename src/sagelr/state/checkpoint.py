@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sagelr.state import formats
+from sagelr.state import formats, shards
 
 COUNTS = ("step", "sensitivity_step")
 # How a step is executed is for the machine at hand, not for the one that saved.
 EXECUTION = ("foreach", "fused", "capturable", "differentiable", "state_format")
+# Averages, and who keeps them; the first moment is of several kinds.
+AVERAGES = {
+    "exp_avg_sq": "SageAdamW or torch's AdamW",
+    "exp_inf": "SageAdamax or torch's Adamax",
+    "momentum_buffer": "SageSGD or torch's SGD",
+}
 # Options of torch's optimizers that have no meaning here.
 FOREIGN = ("amsgrad", "decoupled_weight_decay")
 
@@ -28,6 +34,8 @@ def load(
     state_dict: Mapping[str, Any],
     torch_load: Callable[[Any], None],
     counts: tuple[str, ...] = COUNTS,
+    averages: tuple[str, ...] | None = None,
+    kept: tuple[str, ...] | None = None,
 ) -> None:
     """Load as torch does, hooks and all, then put back what torch changed.
 
@@ -36,22 +44,28 @@ def load(
         state_dict: from its kind, or from torch's AdamW, Adamax or SGD.
         torch_load: the optimizer's inherited load_state_dict.
         counts: step counts kept by this package; others stay as torch loads them.
+        averages: that the optimizer goes on from; None where its base knows best.
+        kept: names of state that keeps its dtype; all by default.
 
     Raises:
-        ValueError: the state was saved with amsgrad, its codes were cast on the way, or the groups
-            do not match.
+        ValueError: the state is that of another kind of optimizer, was saved with amsgrad, is of
+            other shapes, or its codes were cast on the way; or the groups do not match.
     """
     seen: dict[str, Any] = {}
 
     def before(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
         # Registered last, so that it sees what the user's own hooks made of the file.
         _refuse_amsgrad(optimizer, incoming)
+        if averages is None:
+            _refuse_codes(optimizer, incoming)
+        else:
+            _refuse_foreign(optimizer, incoming, averages)
         _refuse_cast(optimizer, incoming)
         seen.update(_with_options(optimizer, incoming))
         return seen
 
     def after(_: Optimizer) -> None:
-        _restore(optimizer, seen, counts)
+        _restore(optimizer, seen, counts, kept)
 
     handles = (
         optimizer.register_load_state_dict_pre_hook(before),
@@ -74,6 +88,38 @@ def _refuse_amsgrad(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
             "have: its denominator would be another from here on. Start afresh from the model's "
             "weights, or go on with torch's optimizer."
         )
+
+
+def _refuse_foreign(
+    optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
+) -> None:
+    """Refuse what would go on from a step count with averages that are not there."""
+    for entry in incoming["state"].values():
+        held = {name for name, value in entry.items() if value is not None}
+        foreign = sorted((held & AVERAGES.keys()) - set(averages))
+        # torch's SGD keeps no count, and no buffer where it has no momentum.
+        lacking = [name for name in averages if name not in held and "step" in held]
+        if foreign or (lacking and lacking != ["momentum_buffer"]):
+            name, has = type(optimizer).__name__, ", ".join(sorted(held))
+            what = f"has {foreign[0]}" if foreign else f"has no {lacking[0]} but {has}"
+            own = AVERAGES[averages[-1]]
+            other = f" load this one into {AVERAGES[foreign[0]]}," if foreign else ""
+            raise ValueError(
+                f"This state {what}: it is not that of {name}, nor of the optimizer {name} is "
+                f"built on. Give a state of {own},{other} or start afresh from the model's weights."
+            )
+
+
+def _refuse_codes(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
+    """Refuse 8-bit codes of this package, which no base can read."""
+    for entry in incoming["state"].values():
+        coded = "exp_avg_sensitivity" + formats.SCALE in entry
+        if coded or getattr(entry.get("exp_avg_sensitivity"), "dtype", None) == torch.uint8:
+            raise ValueError(
+                "This state was saved with state_format='8bit', which "
+                f"{type(optimizer).__name__} cannot read. Load it into a SageAdamW with "
+                "state_format='float32', and give on what that saves."
+            )
 
 
 def _refuse_cast(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
@@ -113,7 +159,12 @@ def _with_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> dict[str
     return {**incoming, "param_groups": groups}
 
 
-def _restore(optimizer: Optimizer, incoming: Mapping[str, Any], counts: tuple[str, ...]) -> None:
+def _restore(
+    optimizer: Optimizer,
+    incoming: Mapping[str, Any],
+    counts: tuple[str, ...],
+    kept: tuple[str, ...] | None,
+) -> None:
     """Each tensor in its own dtype, its own memory, and the counts where the step wants them."""
     for saved, group in zip(incoming["param_groups"], optimizer.param_groups, strict=True):
         for key, param in zip(saved["params"], group["params"], strict=True):
@@ -126,11 +177,15 @@ def _restore(optimizer: Optimizer, incoming: Mapping[str, Any], counts: tuple[st
                 elif name in counts:
                     state[name] = count(value, param, bool(group.get("capturable")))
                 elif isinstance(value, Tensor) and name not in COUNTS:
-                    state[name] = _placed(value, param)
+                    casts = kept is not None and name not in kept and value.ndim > 0
+                    state[name] = _placed(name, state[name] if casts else value, param)
 
 
-def _placed(value: Tensor, param: Tensor) -> Tensor:
+def _placed(name: str, value: Tensor, param: Tensor) -> Tensor:
     """A copy where the parameter is, and in memory as it is: engines walk both side by side."""
+    ours = name.removesuffix(formats.SCALE) in {"exp_avg", "exp_avg_sensitivity", *AVERAGES}
+    if ours and shards.is_dtensor(param) and not shards.is_dtensor(value):
+        return shards.part(name, value, param)
     plain = type(value) is Tensor and type(param) in (Tensor, torch.nn.Parameter)
     if plain and value.shape == param.shape:
         return torch.empty_like(param, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -138,3 +138,25 @@ def scale_zeros(param: Tensor) -> Tensor:
         shape=torch.Size((rows, per_row)),
         stride=(per_row, 1),
     )
+
+
+def part(name: str, value: Tensor, param: Tensor) -> Tensor:
+    """What of a whole average, or of the scales of its codes, belongs to a parameter's shards.
+
+    Raises:
+        ValueError: it is not of the whole parameter's shape.
+    """
+    whole: Any = param
+    wanted = codes.blocks(whole.shape) if name.endswith(formats.SCALE) else whole.shape
+    if value.shape != torch.Size(wanted):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, and its parameter, sharded as "
+            f"{whole.placements}, {tuple(wanted)} in all. Load the whole state, or use "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
+        )
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every process has the whole, so nothing has to be sent.
+    return distribute_tensor(
+        value.detach().to(whole.device), whole.device_mesh, whole.placements, src_data_rank=None
+    )
