@@ -26,7 +26,7 @@ ABOUT = {
     "lightning": ("lightning_module.py", "module, command line, checkpoints"),
     "trl": ("trl_sft.py", "SFTTrainer"),
     "timm": ("timm_image.py", "by name from its registry"),
-    "torchvision": ("torchvision_image.py", ""),
+    "torchvision": ("torchvision_image.py", "SageSGD on its VisionTransformer"),
     "deepspeed": ("deepspeed_zero.py", "ZeRO 1 and 2 with `zero_allow_untested_optimizer`"),
 }
 

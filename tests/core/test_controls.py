@@ -1,5 +1,7 @@
 """The controls share what they are said to share with SAGE, and nothing else."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,12 @@ def test_every_control_trains_and_repeats_itself(control):
 def test_an_unknown_control_is_an_error():
     with pytest.raises(ValueError, match="control='none' is not one of gradient, shuffled"):
         ControlAdamW([nn.Parameter(torch.ones(2))], control="none")
+
+
+def test_a_copy_is_the_same_control(draw):
+    param = nn.Parameter(draw(4, 3))
+    optimizer = copy.deepcopy(ControlAdamW([param], control="constant"))
+    [copied] = optimizer.param_groups[0]["params"]
+    copied.grad = draw(4, 3)
+    optimizer.step()
+    assert optimizer.control == "constant"

@@ -78,7 +78,7 @@ BAD: list[tuple[list[type], dict[str, Any], type[Exception], list[str]]] = [
     (ADAM, {"betas": (0.9, -0.1)}, ValueError, ["betas[1]=-0.1", "[0, 1)", "(0.9, 0.999)"]),
     (ADAM, {"betas": (0.9, NAN)}, ValueError, ["betas[1]=nan", "[0, 1)"]),
     (ADAM, {"betas": (True, 0.9)}, TypeError, ["betas[0]=True", "not a number", "[0, 1)"]),
-    (ADAM, {"betas": (torch.tensor(0.9), 0.999)}, TypeError, ["betas[0]=", "not a number"]),
+    (ADAM, {"betas": (torch.tensor(0.9), 0.999)}, TypeError, ["betas as tensors", "two floats"]),
     (ADAM, {"eps": -1e-8}, ValueError, ["eps=-1e-08", "[0, ∞)", "1e-8"]),
     (ADAM, {"eps": NAN}, ValueError, ["eps=nan", "[0, ∞)"]),
     (ADAM, {"bias_correction": 1}, TypeError, ["bias_correction=1", "bool", "True or False"]),
@@ -147,7 +147,7 @@ def test_a_bad_group_is_not_left_behind(cls, options, error, says):
 
 def test_values_on_the_edge_are_allowed(cls):
     param = [nn.Parameter(torch.ones(2))]
-    cls(param, lr=0, weight_decay=0, beta0=1e-9, sage_eps=1e-300, lr_scale=1e-9)
+    cls(param, lr=0, weight_decay=0, beta0=1e-9, sage_eps=1e-37, lr_scale=1e-9)
     cls(param, lr=torch.tensor([0.1]), beta0=1 - 1e-9)
     if cls is SageSGD:
         cls(param, momentum=0, dampening=-1.0)

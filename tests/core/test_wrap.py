@@ -512,3 +512,93 @@ def test_the_gradient_is_left_to_the_base(draw):
     param.grad = grad.clone()
     optimizer.step()
     assert torch.equal(param.grad, grad)
+
+
+def test_a_state_takes_the_dtype_that_the_base_steps_in(draw):
+    """Weights may be loaded narrower than they were trained; torch casts for its own optimizers."""
+    wide, narrow = nn.Parameter(draw(8, 6).float()), nn.Parameter(draw(8, 6).bfloat16())
+    for saved in (optim.AdamW([wide]), Sage(optim.AdamW([wide])), SageAdamW([wide])):
+        wide.grad, narrow.grad = torch.ones(8, 6), torch.ones(8, 6, dtype=torch.bfloat16)
+        saved.step()
+        wrapped = Sage(optim.AdamW([narrow]))
+        wrapped.load_state_dict(saved.state_dict())
+        wrapped.step()
+        assert wrapped.state[narrow]["exp_avg"].dtype == torch.bfloat16
+        assert wrapped.state[narrow]["exp_avg_sensitivity"].dtype == torch.float32
+
+
+def test_codes_are_nothing_a_base_can_read():
+    param = nn.Parameter(torch.ones(128, 64))
+    param.grad = torch.ones(128, 64)
+    coded = SageAdamW([param], state_format="8bit")
+    coded.step()
+    with pytest.raises(ValueError, match="saved with state_format='8bit'"):
+        Sage(optim.AdamW([param])).load_state_dict(coded.state_dict())
+
+
+def test_groups_made_elsewhere_get_the_options_they_lack():
+    param, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    wrapped = Sage(optim.SGD([param], lr=0.1))
+    wrapped.base.add_param_group({"params": [late], "sage": True})
+    param.grad = late.grad = torch.ones(2)
+    wrapped.step()
+    assert wrapped.param_groups[1]["beta0"] == 0.75
+
+
+def test_decay_that_is_given_for_the_first_lr(draw):
+    """As lion_pytorch has it: a share of λ in each step, whatever the first lr was."""
+
+    class Own(Lion):
+        def __init__(self, params, lr, weight_decay):
+            super().__init__(params, lr=lr, weight_decay=weight_decay / lr)
+            self.decoupled_wd, self._init_lr, self._given = True, lr, weight_decay
+            for group in self.param_groups:
+                group["weight_decay"] = weight_decay
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["weight_decay"] = self._given / self._init_lr
+            super().step(closure)
+            for group in self.param_groups:
+                group["weight_decay"] = self._given
+
+    Own.__name__ = "Lion"
+    param = nn.Parameter(torch.full((2,), 2.0, dtype=F64))
+    wrapped = Sage(Own([param], lr=1e-3, weight_decay=0.1))
+    param.grad = torch.ones(2, dtype=F64)
+    wrapped.step()  # r is 0 in a first step, so that decay alone moves it
+    torch.testing.assert_close(param.detach(), torch.full((2,), 1.8, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": None}, {"lr": 0.1, "relative_step": False}], ids=["own lr", "lr"]
+)
+def test_decay_at_an_lr_that_the_base_makes_itself(options):
+    adafactor = pytest.importorskip("transformers.optimization").Adafactor
+    ours, theirs = (nn.Parameter(torch.full((3, 2), 2.0)) for _ in range(2))
+    wrapped = Sage(adafactor([ours], weight_decay=0.5, **options))
+    base = adafactor([theirs], weight_decay=0.5, **options)
+    ours.grad, theirs.grad = torch.ones(3, 2), torch.zeros(3, 2)
+    wrapped.step()
+    base.step()  # without a gradient there is decay alone
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_decay_that_cannot_be_told_is_refused():
+    class Own(optim.SGD):
+        pass
+
+    Own.__name__ = "Adafactor"
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "scale_parameter": True}]
+    with pytest.raises(ValueError, match="scales lr by itself"):
+        Sage(Own(groups, lr=0.1, weight_decay=0.1))
+    Sage(Own(groups, lr=0.1, weight_decay=0.1), decay="inside")
+
+
+def test_accelerates_wrapper_is_to_be_put_around():
+    class AcceleratedOptimizer(optim.SGD):
+        pass
+
+    base = AcceleratedOptimizer([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises(TypeError, match="wrap what is within it"):
+        Sage(base)

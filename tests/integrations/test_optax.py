@@ -192,3 +192,31 @@ def test_clear_errors():
 def test_the_example_learns(example):
     first, last = example("optax_train").main()
     assert last < 0.3 * first
+
+
+@pytest.mark.parametrize(("make", "options"), [(sage_adamw, {}), (sage_sgd, {"momentum": 0.9})])
+def test_hyperparameters_may_be_injected(make, options):
+    """They are traced then, and have no value to check."""
+    injected = optax.inject_hyperparams(make)(learning_rate=0.1, **options)
+    transformations = (make(0.1, **options), injected)
+    params, grads = jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])
+    states = [tx.init(params) for tx in transformations]
+    for _ in range(3):
+        results = [
+            jax.jit(tx.update)(grads, state, params)
+            for tx, state in zip(transformations, states, strict=True)
+        ]
+        states = [state for _, state in results]
+        np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+
+
+def test_an_option_out_of_range_is_an_error():
+    for make, name, value in (
+        (sage_adamw, "weight_decay", -1.0),
+        (sage_adamw, "b1", 1.0),
+        (sage_adamax, "b2", 2.0),
+        (sage_sgd, "momentum", -0.9),
+        (sage_sgd, "sage_eps", float("inf")),
+    ):
+        with pytest.raises(ValueError, match=f"{name}={value!r} is out of range"):
+            make(0.1, **{name: value})

@@ -178,3 +178,11 @@ def test_what_does_not_fit(tmp_path):
     (tmp_path / "text.pt").write_text("not a checkpoint")
     with pytest.raises(ValueError, match="is not a checkpoint that torch can read"):
         load_released(optimizer, tmp_path / "text.pt")
+
+
+def test_a_schedule_that_the_script_did_not_have_is_refused():
+    for given in ({"warmup": -1, "t_total": 10}, {"warmup": 0.1, "t_total": -1}):
+        with pytest.raises(ValueError, match="it used no schedule"):
+            released_schedule("usadamw", **given)
+    with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+        released_schedule("usadamax", warmup=1.0, t_total=10)

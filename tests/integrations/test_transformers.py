@@ -79,3 +79,13 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_sage(example, tmp_path)
     state = next(iter(sage.optimizer.optimizer.state.values()))
     assert state["step"] == 64
     assert state["sensitivity_step"] == 32
+
+
+def test_a_scope_without_a_model_is_all_or_none_or_an_error(tmp_path):
+    args = TrainingArguments(str(tmp_path), report_to="none")
+    for scope, sage in (("all", True), ("none", False)):
+        cls, kwargs = sage_optimizer(args, sage=scope)
+        optimizer = cls([torch.nn.Parameter(torch.ones(2))], **kwargs)
+        assert optimizer.param_groups[0]["sage"] is sage
+    with pytest.raises(ValueError, match="none was given"):
+        sage_optimizer(args, sage="ffn")

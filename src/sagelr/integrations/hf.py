@@ -40,11 +40,11 @@ def sage_optimizer(
             Under FSDP give None or a model that is sharded already: groups made before sharding
             hold parameters that are gone afterwards.
         cls: SageAdamW, SageAdamax or SageSGD.
-        sage: which parameters get SAGE, see `sagelr.param_groups`; needs a model.
+        sage: which parameters get SAGE, see `sagelr.param_groups`; without a model "all" or "none".
         options: further options of the optimizer, over those of args.
 
     Raises:
-        ValueError: the scope selects nothing in the model.
+        ValueError: the scope selects nothing in the model, or has none to select from.
 
     Examples:
         >>> args = TrainingArguments(learning_rate=1e-3, adam_beta2=0.98, report_to="none")
@@ -62,6 +62,13 @@ def sage_optimizer(
     kwargs = {name: value for name, value in taken.items() if name in known} | options
     if model is not None:
         kwargs["params"] = param_groups(model, weight_decay=kwargs.pop("weight_decay"), sage=sage)
+    elif sage in ("all", "none"):
+        kwargs["sage"] = sage == "all"
+    elif sage != "attention+ffn":  # the default, which has to give way to the Trainer's grouping
+        raise ValueError(
+            f"sage_optimizer: sage={sage!r} selects parameters of a model, and none was given. "
+            "Give sage_optimizer(args, model, sage=…), or sage='all' or 'none'."
+        )
     return cls, kwargs
 
 

@@ -17,6 +17,7 @@ The rule is that of `sagelr.rule`, in jax.numpy. Needs optax: pip install 'sagel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -88,15 +89,7 @@ def scale_by_sage(
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664.
     """
-    if not 0 < beta0 < 1:
-        raise ValueError(
-            f"scale_by_sage: beta0={beta0!r} is out of range. Allowed: (0, 1); 0.75 is the default."
-        )
-    if not sage_eps > 0:
-        raise ValueError(
-            f"scale_by_sage: sage_eps={sage_eps!r} is out of range. Allowed: (0, ∞); with 0 a "
-            "parameter that is exactly 0 would divide 0 by 0."
-        )
+    _check(beta0=beta0, sage_eps=sage_eps)
     transformation: Any = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> ScaleBySageState:
@@ -180,6 +173,7 @@ def sage_adamw(
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Loshchilov and Hutter, arXiv 1711.05101.
     """
+    _check(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     base = optax.scale_by_adam(b1, b2, eps)
     sage = _Sage(beta0, sage_eps, sage_bias_correction, sage_mask)
     return _with_decay(base, sage, learning_rate, weight_decay, decay, decay_mask)
@@ -203,6 +197,7 @@ def sage_adamax(
 
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Kingma and Ba, arXiv 1412.6980, section 7.
     """
+    _check(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     base = optax.scale_by_adamax(b1, b2, eps)
     sage = _Sage(beta0, sage_eps, sage_bias_correction, sage_mask)
     return _with_decay(base, sage, learning_rate, weight_decay, decay, decay_mask)
@@ -235,9 +230,14 @@ def sage_sgd(
         decay_mask: which leaves decay.
         sage_mask: which leaves get SAGE.
 
+    Raises:
+        ValueError: an option out of range; in `update`, params=None.
+
     Source: Liang et al., ICLR 2022, arXiv 2202.02664; Sutskever et al., ICML 2013.
     """
-    base = optax.trace(momentum, nesterov) if momentum else optax.identity()
+    _check(momentum=momentum, weight_decay=weight_decay)
+    plain = isinstance(momentum, int | float) and momentum == 0
+    base = optax.identity() if plain else optax.trace(momentum, nesterov)
     sage = _Sage(beta0, sage_eps, sage_bias_correction, sage_mask)
     return _with_decay(base, sage, learning_rate, weight_decay, decay, decay_mask)
 
@@ -282,6 +282,32 @@ def _with_decay(
         f"decay={decay!r} is not one of 'decoupled', 'scaled', 'l2'. \"decoupled\" keeps weight "
         "decay outside the multiplier."
     )
+
+
+# option: (lowest, beyond the highest, whether the lowest itself is out, in words with a remedy)
+RANGES: dict[str, tuple[float, float, bool, str]] = {
+    "beta0": (0.0, 1.0, True, "(0, 1); 0.75 is the default"),
+    "sage_eps": (0.0, math.inf, True, "(0, ∞); with 0 a parameter that is 0 would divide 0 by 0"),
+    "b1": (0.0, 1.0, False, "[0, 1); the default is 0.9"),
+    "b2": (0.0, 1.0, False, "[0, 1); the default is 0.999"),
+    "eps": (0.0, math.inf, False, "[0, ∞); the default is 1e-8"),
+    "momentum": (0.0, math.inf, False, "[0, ∞); 0 turns it off, 0.9 is usual"),
+    "weight_decay": (0.0, math.inf, False, "[0, ∞); 0 turns it off"),
+}
+
+
+def _check(**options: float | Array) -> None:
+    """Refuse what is out of range. What JAX traces has no value yet, and passes.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    for name, value in options.items():
+        if not isinstance(value, int | float):  # within optax.inject_hyperparams
+            continue
+        low, high, open_, words = RANGES[name]
+        if not low <= value < high or (open_ and value == low):
+            raise ValueError(f"{name}={value!r} is out of range. Allowed: {words}.")
 
 
 def _wide(param: Array) -> Any:

@@ -124,12 +124,25 @@ def released_schedule(name: str, warmup: float, t_total: int) -> Callable[[int],
         warmup: share of the steps, in [0, 1).
         t_total: steps of the whole training, ≥ 1.
 
+    Raises:
+        ValueError: one of these is out of range.
+
     Examples:
         >>> factor = released_schedule("usadamax", warmup=0.1, t_total=100)
         >>> factor(0), factor(5), round(factor(55), 3)
         (0.0, 0.5, 0.5)
     """
     _check_name(name)
+    if not 0 <= warmup < 1:
+        raise ValueError(
+            f"released_schedule: warmup={warmup!r} is not a share of the steps in [0, 1). Where "
+            "the script had -1, it used no schedule: leave this one out."
+        )
+    if t_total < 1:
+        raise ValueError(
+            f"released_schedule: t_total={t_total!r} is not a number of steps. Where the script "
+            "had -1, it used no schedule: leave this one out."
+        )
     ahead = 1 if name == "usadamw" else 0
 
     def factor(step: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ RANGES: dict[str, _Range] = {
     "momentum": (0.0, math.inf, "[0, ∞)", "0 turns it off, 0.9 is usual"),
     "dampening": (-math.inf, math.inf, "finite", "0 is the default"),
 }
+SMALLEST_EPS = 1e-37  # that float32 holds in full
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 FLAGS = (
     "sage",
     "bias_correction",
@@ -174,7 +177,8 @@ def check_params(name: str, group: Mapping[str, Any]) -> None:
     """Refuse parameters that cannot be trained with SAGE.
 
     Raises:
-        TypeError: one is complex, or not of floating point.
+        TypeError: one is complex, or not of a floating point that torch computes in.
+        ValueError: the group's sage_eps is nothing in its dtype.
     """
     for i, param in enumerate(group["params"]):
         if param.is_complex():
@@ -187,6 +191,17 @@ def check_params(name: str, group: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"{name}: {label(group, i)} has dtype {param.dtype}. Give it floating-point "
                 "tensors."
+            )
+        if param.dtype not in DTYPES:
+            raise TypeError(
+                f"{name}: {label(group, i)} has dtype {param.dtype}, which torch cannot compute "
+                "in. Train in bfloat16 or wider, and convert afterwards."
+            )
+        if group["sage_eps"] < SMALLEST_EPS and param.dtype != torch.float64:
+            raise ValueError(
+                f"{name}: sage_eps={group['sage_eps']!r} is 0 in float32, in which "
+                f"{label(group, i)} is computed: where it is exactly 0 it would divide 0 by 0. "
+                f"Give at least {SMALLEST_EPS}; the default is 1e-12."
             )
 
 
@@ -226,16 +241,17 @@ def _check_betas(where: str, betas: object) -> None:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"{where}betas={betas!r} is not a pair. The default is (0.9, 0.999).")
     for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            raise TypeError(f"{where}betas as tensors are not supported. Give two floats.")
         words = (0.0, 1.0, "[0, 1)", "the default is (0.9, 0.999)")
         _check_number(where, f"betas[{i}]", beta, words)
-        if i == 0 and isinstance(beta, Tensor):
-            raise TypeError(f"{where}betas as tensors are not supported. Give two floats.")
 
 
 def _check_number(where: str, option: str, value: object, allowed: _Range) -> None:
     low, high, words, remedy = allowed
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}{option}={value!r} is not a number. Allowed: {words}; {remedy}.")
-    above = value > low if words.startswith("(") else value >= low
-    if not (above and value < high and math.isfinite(value)):
+    number = float(value)
+    above = number > low if words.startswith("(") else number >= low
+    if not (above and number < high and math.isfinite(number)):
         raise ValueError(f"{where}{option}={value!r} is out of range. Allowed: {words}; {remedy}.")

@@ -84,6 +84,9 @@ class ControlAdamW(SageAdamW):
             rounding_seed=seed,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"control": self.control}
+
     @torch.no_grad()
     def _step_group(self, group: Mapping[str, Any], items: list[_Item]) -> None:
         plan = self._plan(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,11 +18,10 @@ from sagelr.optim.base import SageOptimizer
 from sagelr.optim.checks import check_numbers, check_params, with_grad
 from sagelr.state import checkpoint
 
-# Optimizers that decay weights by θ ← (1 − lr·λ)·θ, apart from their direction. Others say so in a
-# group option (decoupled_weight_decay in torch, weight_decouple in pytorch-optimizer).
-DECOUPLED = frozenset(
-    {"Adafactor", "AdamW", "AdamW4bit", "AdamW8bit", "AdamWFp8", "Lion", "Muon", "PagedAdamW8bit"}
-)
+# Optimizers that decay weights by θ ← (1 − lr·λ)·θ, apart from their direction, of whatever width
+# their state is and wherever it is paged to. Others say so in a group option
+# (decoupled_weight_decay in torch, weight_decouple in pytorch-optimizer).
+DECOUPLED = re.compile(r"Adafactor|Muon|(Paged)?(AdamW|Lion)(4bit|8bit|32bit|Fp8)?")
 DECOUPLED_OPTIONS = ("decoupled_weight_decay", "weight_decouple")
 
 # What cannot be wrapped rightly, and why. The name of the class, or a mark that its kind carries.
@@ -29,6 +29,7 @@ REFUSED = {
     "LBFGS": "it evaluates the model several times within one step",
     "SparseAdam": "it takes sparse gradients, for which SAGE has no rule",
     "ASGD": "it averages the weights it has set itself, not those that SAGE sets",
+    "AcceleratedOptimizer": "it may leave its step out; wrap what is within it, and prepare that",
 }
 MARKS = (
     ("first_step", "it takes two steps for one gradient, as SAM does"),
@@ -43,11 +44,11 @@ MARKS = (
 class _Kept:
     """What is needed of a parameter after the base has moved it."""
 
+    group: Mapping[str, Any]
     param: Tensor
     theta: Tensor
     smoothed: Tensor
     multiplier: Tensor
-    decay: float | Tensor
 
 
 class Sage(Optimizer):
@@ -119,7 +120,7 @@ class Sage(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         for group in self.base.param_groups:
-            if "sage" not in group:  # added to the base itself, or loaded into it
+            if not self._own.keys() <= group.keys():  # added to the base, or loaded into it
                 self._adopt(group)
         return self.base.param_groups
 
@@ -148,6 +149,13 @@ class Sage(Optimizer):
             group.setdefault(option, value)
         check_numbers("Sage", group, self._own)
         check_params("Sage", group)
+        own_lr = "scale_parameter" in group and not hasattr(self.base, "_get_lr")
+        if own_lr and self._is_decoupled(group):
+            raise ValueError(
+                f"Sage: {type(self.base).__name__} scales lr by itself, so that what its "
+                "weight_decay takes off cannot be told from its step. Set weight_decay=0, or give "
+                "Sage decay='inside'."
+            )
 
     def __repr__(self) -> str:
         return f"Sage({self.base!r})"
@@ -167,10 +175,25 @@ class Sage(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state of this optimizer, or of its base alone; Ī then starts afresh.
 
+        State of torch's own optimizers takes its parameter's dtype, as they need it; that of others
+        stays as it was saved.
+
         Raises:
-            ValueError: the groups do not match.
+            ValueError: the groups do not match, or the state is in 8-bit codes of this package.
         """
-        checkpoint.load(self, state_dict, super().load_state_dict, counts=("sensitivity_step",))
+        casts = type(self.base).__module__.startswith("torch.optim")
+        own = ("exp_avg_sensitivity", "sensitivity_step")
+        checkpoint.load(
+            self,
+            state_dict,
+            super().load_state_dict,
+            counts=("sensitivity_step",),
+            kept=own if casts else None,
+        )
+        for state in self.state.values():
+            if "exp_avg_sensitivity" in state:  # of a narrower format of SageAdamW
+                kept = state["exp_avg_sensitivity"]
+                state["exp_avg_sensitivity"] = kept.to(compute_dtype(kept.dtype))
 
     # -- the step -------------------------------------------------------------------------------
 
@@ -203,8 +226,7 @@ class Sage(Optimizer):
         sensitivity, smoothed, corrected = probe.observe(self, group, param)
         variation = rule.variation(sensitivity, corrected)
         multiplier = rule.multiplier(variation, corrected, group["sage_eps"])
-        decay = group["lr"] * group["weight_decay"] if self._is_decoupled(group) else 0.0
-        return _Kept(param, param.detach().clone(), smoothed, multiplier, decay)
+        return _Kept(group, param, param.detach().clone(), smoothed, multiplier)
 
     def _scale(self, item: _Kept) -> None:
         state = self.state[item.param]
@@ -219,15 +241,23 @@ class Sage(Optimizer):
         else:
             # Only now: many optimizers make their state when they find it empty.
             state["exp_avg_sensitivity"] = item.smoothed
-            capturable = bool(self._group_option(item.param, "capturable"))
+            capturable = bool(item.group.get("capturable"))
             state["sensitivity_step"] = checkpoint.count(1.0, item.param, capturable)
         dtype = compute_dtype(item.param.dtype)
-        start = item.theta.to(dtype) * (1 - item.decay)
+        start = item.theta.to(dtype) * (1 - self._decayed(item.group, state))
         moved = item.param.to(dtype) - start
         item.param.copy_(start + item.multiplier * moved)
 
-    def _group_option(self, param: Tensor, option: str) -> Any:
-        return probe.group_of(self, param).get(option)
+    def _decayed(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> float | Tensor:
+        """The share of a parameter that the base's step just took off as decay, apart from r."""
+        if not self._is_decoupled(group):
+            return 0.0
+        lr, decay, base = group["lr"], group["weight_decay"], vars(self.base)
+        if "scale_parameter" in group:  # Transformers' Adafactor makes its own lr of it
+            lr = self.base._get_lr(group, state)  # type: ignore[attr-defined]
+        if base.get("decoupled_wd"):  # lion_pytorch: decay is given for the first lr
+            decay = decay / base["_init_lr"]
+        return lr * decay
 
     def _is_decoupled(self, group: Mapping[str, Any]) -> bool:
         if not group.get("weight_decay"):
@@ -237,7 +267,7 @@ class Sage(Optimizer):
         for option in DECOUPLED_OPTIONS:
             if option in group:
                 return bool(group[option])
-        return type(self.base).__name__ in DECOUPLED
+        return DECOUPLED.fullmatch(type(self.base).__name__) is not None
 
     # -- looking inside -------------------------------------------------------------------------
 

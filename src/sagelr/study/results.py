@@ -275,7 +275,7 @@ def _compare(
         greater_is_better=recipe.score.greater_is_better,
     )
     if examples := _examples(scores, {name: complete[name] for name in sides}, paired):
-        interval = statistics.paired_bootstrap(examples[base], examples[sage], seed=0)
+        interval = statistics.with_other_examples(examples[base], examples[sage])
         entry["examples_ci95"] = list(interval)
     failed = {name: len(sides[name]) - len(complete[name]) for name in sides}
     if failed[base] or failed[sage]:
