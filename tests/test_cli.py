@@ -88,6 +88,7 @@ def test_a_recipe_is_shown_as_it_can_be_used(program, tmp_path):
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "Error: x: No space left"),
         (OSError(errno.EACCES, "Permission denied", "x"), 1, "--out a folder that you may write"),
         (OSError(errno.EIO, "Input/output error"), 1, "Error: Input/output error. Check"),
+        (RuntimeError("unexpected pos 9 vs 1"), 1, "Error: no space left on the device. Make room"),
         (RuntimeError("at\nodds"), 1, "Error: RuntimeError: at odds\nThis should not happen."),
         (ModuleNotFoundError(name="no_such"), 1, "This should not happen"),
     ],

@@ -35,6 +35,11 @@ EXTRAS = {
 }
 
 
+ROOM = "Make room and run the same command again: finished runs are kept."
+# What safetensors and torch say of a full disk, in errors of their own.
+NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
+
+
 def main() -> None:
     """Run the command on the command line and exit."""
     quiet()
@@ -71,12 +76,14 @@ def explain(error: BaseException) -> tuple[str, int]:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "Make room and run the same command again: finished runs are kept."
+            remedy = ROOM
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "Give --out a folder that you may write to."
         else:
             remedy = "Check that the path is right and can be read and written."
         return f"Error: {where}{reason}. {remedy}", 1
+    if any(sign in str(error) for sign in NO_ROOM):
+        return f"Error: no space left on the device. {ROOM}", 1
     if isinstance(error, MemoryError):
         return "Error: out of memory. Use fewer --jobs, or a smaller model or batch.", 1
     text = " ".join(str(error).split())

@@ -43,7 +43,9 @@ class Train(_Strict):
         0.1, ge=0, description="of lr: a share of the steps if below 1, else steps"
     )
     max_grad_norm: Finite = Field(1.0, ge=0, description="of all gradients; 0 turns clipping off")
-    label_smoothing: Finite = Field(0.0, ge=0, lt=1, description="in the training loss")
+    label_smoothing: Finite = Field(
+        0.0, ge=0, lt=1, description="in the loss, of validation and test too"
+    )
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without a better study.select_by; the best one is kept"
     )

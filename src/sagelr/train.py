@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import sagelr
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.training import checkpoint, sharded
@@ -162,6 +162,11 @@ def _make_trainer(recipe: Recipe, run: Run, task: Task, folder: Path, saves: boo
     from sagelr.training.watch import Watch
 
     model = task.model(run.seed)
+    if recipe.train.label_smoothing and model.config.problem_type == "regression":
+        raise UsageError(
+            f"train.label_smoothing = {recipe.train.label_smoothing:g} is for classes, and the "
+            "labels are scores. Set it to 0."
+        )
     plan = batch_plan(recipe.train, task, run.seed)
     steps = math.ceil(len(plan(0)) / recipe.train.accumulate) * recipe.train.epochs
     args = training_arguments(recipe, run, model, folder, recipe.train.max_steps or steps)

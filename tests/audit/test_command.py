@@ -122,6 +122,12 @@ def test_training_after_pruning_holds_the_zeros_and_is_told_apart(run, tmp_path)
     assert plain["points"][2]["scores"]["loss"] != tuned["points"][2]["scores"]["loss"]
 
 
+def test_an_lr_of_nothing_is_none(run, tmp_path):
+    with pytest.raises(UsageError, match="--finetune-lr has to be more than 0"):
+        invoke(run, "--out", tmp_path / "audit", "--finetune", 1, "--finetune-lr", 0, *QUICK)
+    assert not (tmp_path / "audit").exists()
+
+
 def test_two_runs_side_by_side(run, tmp_path, task):
     other = tmp_path / "other"
     shutil.copytree(run, other)

@@ -149,3 +149,14 @@ def test_a_training_that_diverges_says_so_and_fails(tmp_path):
 def test_wrong_requests(tmp_path, words, told):
     with pytest.raises(UsageError, match=told):
         sagelr("--out", tmp_path / "run", *words)
+
+
+def test_nothing_of_a_training_before_is_left(trained, tmp_path):
+    """An audit would take the optimizer's state of the one for that of the other."""
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    with pytest.raises(UsageError, match="no unlabelled data to predict on"):
+        sagelr("--out", folder, "--overwrite", "--predict")
+    assert not (folder / "run.json").exists()
+    sagelr("--out", folder, "--overwrite", "--seed", 7)
+    assert json.loads((folder / "run.json").read_text())["seed"] == 7
+    assert not (folder / "optimizer.pt").exists()

@@ -1,12 +1,13 @@
 """A training that was stopped and resumed is the training that was not."""
 
 import itertools
+import re
 import shutil
 
 import pytest
 import torch
 
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.train import StoppedTrainingError, train
 from sagelr.training import checkpoint
 
@@ -170,12 +171,46 @@ def test_a_checkpoint_of_another_training_is_refused(one, settings, run, told):
         train(recipe, run, recorded(recipe), save=one, resume=True)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sagelr.pt", "optimizer.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"],
+)
+def test_a_damaged_checkpoint_is_named(one, tmp_path, name):
+    folder = shutil.copytree(one, tmp_path / "copy")
+    file = folder / "checkpoint-3" / name
+    file.write_bytes(file.read_bytes()[:100])
+    recipe = small()
+    with pytest.raises(SagelrError, match=rf"{re.escape(str(file))} is damaged .*--overwrite"):
+        train(recipe, sage(), recorded(recipe), save=folder, resume=True)
+
+
+def test_what_early_stopping_watches_stays_the_same(tmp_path):
+    """The best value so far is in the unit of the score that was watched."""
+    recipe = small(train__early_stopping=2, study__select_by="accuracy")
+    stopped(recipe, sage(), tmp_path, 6)
+    other = small(train__early_stopping=2, study__select_by="loss")
+    with pytest.raises(UsageError, match=r"study\.select_by was 'accuracy' and is now 'loss'"):
+        train(other, sage(), save=tmp_path, resume=True)
+
+
+def test_folders_of_the_users_are_left_alone(tmp_path):
+    kept = [tmp_path / name for name in ("checkpoint-best", "weights-backup", "checkpoint-3b")]
+    for folder in kept:
+        folder.mkdir()
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    stopped(small(), sage(), tmp_path, 3)
+    assert checkpoint.last(tmp_path) == tmp_path / "checkpoint-3"
+    checkpoint.clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoint-notes.txt", *(path.name for path in kept)
+    }  # fmt: skip
+
+
 def test_what_changes_nothing_may_change(one, tmp_path):
     folder = shutil.copytree(one, tmp_path / "copy")
     settings = {
         "title": "T",
         "train.save_every": 2,
-        "train.eval_batch_size": 7,
         "study.report_seeds": 4,
         "arms.adamw.grid.lr": [1.0, 2.0, 3.0, 4.0],
         "audit.enabled": True,

@@ -73,7 +73,8 @@ class Scorer:
     Args:
         task: whose.
         split: "validation" or "test".
-        batch_size: rows at a time; of no influence on the scores but rounding.
+        batch_size: rows at a time; the longest of them bounds the length that is decoded, so that
+            what a model translates without an end depends on it; nothing else does but rounding.
         decode: also scores that need decoding, such as BLEU.
     """
 

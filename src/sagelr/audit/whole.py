@@ -26,6 +26,7 @@ from sagelr.groups import param_groups
 from sagelr.tasks import Task
 from sagelr.training.arguments import eval_batch_size
 from sagelr.training.optimizers import make_optimizer
+from sagelr.training.trainer import missing_score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +88,8 @@ class Request:
             raise UsageError("--export DIR and --sparsity belong together: give both or neither.")
         if self.export is not None and self.structures[0] == "2:4" and self.sparsity != 0.5:
             raise UsageError("2:4 prunes a half. Give --sparsity 0.5, or another --structure.")
+        if self.finetune_lr is not None and self.finetune_lr <= 0:
+            raise UsageError("--finetune-lr has to be more than 0.")
         if self.finetune and self.finetune_lr is None:
             for subject in self.subjects:
                 if subject.setting is None:
@@ -148,6 +151,9 @@ class _Inspection:
         self.batches = TrainingBatches(self.task, request.batch_size, request.examples)
         self.data = self.task.describe()
         self.subject.check_data(self.data)
+        metric = self.subject.recipe.metric
+        if self.task.given and metric not in self.task.given:
+            raise UsageError(missing_score("metric", metric, self.task.given))
         self.notices: list[str] = []
 
     def load(self, checkpoint: Path | None = None) -> PreTrainedModel:

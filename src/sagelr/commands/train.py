@@ -36,7 +36,7 @@ def train(
     beta0: Annotated[
         float | None, typer.Option(help="Memory of the smoothed sensitivity, for sage arms.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for run.json and the model.")] = None,
     test: Annotated[
         bool, typer.Option("--test", help="Score the test split after the last epoch.")
@@ -170,8 +170,7 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
             raise UsageError(
                 f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
             )
-        checkpoint.remove(folder)
-        checkpoint.remove(folder, checkpoint.WEIGHTS)
+        checkpoint.clear(folder)
 
 
 class _Stop:

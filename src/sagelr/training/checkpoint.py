@@ -6,14 +6,18 @@ scheduler, random numbers, and `sagelr.pt`, which is written last: what is witho
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.schema import Recipe, changes, first_of, flat
 from sagelr.training.run import Run
 
@@ -30,7 +34,6 @@ FREE = {
     "train.parallel",
     "train.save_every",
     "train.report_to",
-    "train.eval_batch_size",
 }
 FREE_TABLES = ("quick", "aliases", "audit", "study", "arms")
 
@@ -45,7 +48,7 @@ def seal(checkpoint: Path, content: Mapping[str, Any]) -> None:
     scratch = checkpoint / f".{SEAL}"
     torch.save(dict(content), scratch)
     scratch.replace(checkpoint / SEAL)
-    for other in checkpoint.parent.glob("checkpoint-*"):
+    for other in _numbered(checkpoint.parent, "checkpoint"):
         if other != checkpoint:
             shutil.rmtree(other)
 
@@ -57,8 +60,43 @@ def read(checkpoint: Path) -> dict[str, Any]:
 
 def remove(folder: Path, kind: str = "checkpoint") -> None:
     """Remove every checkpoint in a folder, or, as WEIGHTS, what was kept of them."""
-    for checkpoint in folder.glob(f"{kind}-*"):
+    for checkpoint in _numbered(folder, kind):
         shutil.rmtree(checkpoint)
+
+
+def clear(folder: Path) -> None:
+    """Remove what makes a folder the training that was in it, and leave whatever else is there.
+
+    Files of the model and the tokenizer but for the weights stay until they are written over.
+    """
+    (folder / "run.json").unlink(missing_ok=True)  # first: what is left is no run
+    for pattern in ("optimizer.pt", "model.safetensors", "model-*-of-*.safetensors"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    remove(folder)
+    remove(folder, WEIGHTS)
+
+
+def check_whole(checkpoint: Path) -> None:
+    """See that no file of a checkpoint was cut off after it was sealed.
+
+    Raises:
+        SagelrError: naming the file.
+    """
+    for file in sorted(checkpoint.iterdir()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.suffix == ".safetensors":
+                with safetensors.safe_open(file, "pt"):
+                    pass
+            elif file.suffix in (".pt", ".pth") and not zipfile.is_zipfile(file):
+                raise ValueError("its end is missing")
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise SagelrError(
+                f"{file} is damaged ({' '.join(str(error).split())}), so that the training cannot "
+                "go on from it. Bring the file back, or begin afresh with --overwrite."
+            ) from None
 
 
 def identity(recipe: Recipe, run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,8 +117,14 @@ def check(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
     Raises:
         UsageError: naming what differs.
     """
+    stops = then["recipe"]["train"]["early_stopping"] or now["recipe"]["train"]["early_stopping"]
+    bound = {"study.select_by"} if stops else set()  # the best so far is in its unit
     before, after = (
-        {key: value for key, value in (flat(of["recipe"]) | of["run"]).items() if not _is_free(key)}
+        {
+            key: value
+            for key, value in (flat(of["recipe"]) | of["run"]).items()
+            if key in bound or not _is_free(key)
+        }
         for of in (then, now)
     )
     differing = changes(before, after)
@@ -98,7 +142,13 @@ def _is_free(key: str) -> bool:
 
 
 def _sealed(folder: Path) -> Iterator[Path]:
-    return (path.parent for path in folder.glob(f"checkpoint-*/{SEAL}"))
+    return (each for each in _numbered(folder, "checkpoint") if (each / SEAL).is_file())
+
+
+def _numbered(folder: Path, kind: str) -> list[Path]:
+    """Folders that a training made; a user may have others whose names begin so."""
+    named = re.compile(rf"{kind}-\d+")
+    return [path for path in folder.glob(f"{kind}-*") if named.fullmatch(path.name)]
 
 
 def _step(checkpoint: Path) -> int:

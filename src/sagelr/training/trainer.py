@@ -225,6 +225,7 @@ class RunTrainer(SharedEvaluation):
 
         Raises:
             UsageError: there is none, or it is of another training.
+            SagelrError: a file of it is damaged.
         """
         folder = Path(self.args.output_dir or "")
         found = checkpoint.last(folder)
@@ -233,6 +234,7 @@ class RunTrainer(SharedEvaluation):
                 f"{folder} holds no whole checkpoint to resume from. Begin the training without "
                 "--resume."
             )
+        checkpoint.check_whole(found)
         content = checkpoint.read(found)
         checkpoint.check(found, content["identity"], self.identity or {})
         self.watch.go_on(content)
