@@ -127,7 +127,7 @@ def test_what_a_label_is(
         (rows("text,label", ["a"] * 3), "auto", "every label in label is 'a'"),
         (rows("text,label", [7, 7, 7]), "regression", "every label is the same number"),
         (rows("text,label", ["a", "1"]), "regression", "wants numbers, and label holds 'a'"),
-        (rows("text,label", ["nan", "1"]), "regression", "wants numbers, and label holds 'nan'"),
+        (rows("text,label", ["nan", "1"]), "regression", "line 2: label is empty"),
         (rows("text,label", list(range(300))), "auto", "label has 300 different values"),
     ],
 )

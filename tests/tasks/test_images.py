@@ -169,6 +169,21 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     assert bool((first["b/bits.png"] == 255).all())
 
 
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    for n in range(8):
+        wide = np.full((16, 16), 257 * (40 if n % 2 else 200), dtype=np.uint16)
+        path = tmp_path / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(wide).save(path)
+    levels = {int(level) for level in pixels(make(tmp_path)).unique()}
+    assert levels == {40, 200}
+    file = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 0.5, dtype=np.float32)).save(file, "tiff")
+    entry = make(tmp_path)._source.entries[0]
+    with pytest.raises(UsageError, match=r"cannot be read as an image \(mode F"):
+        decoded.open_image(file.getvalue(), entry)
+
+
 def test_the_middle_of_an_image_that_is_no_square(tmp_path: Path) -> None:
     wide = Image.new("RGB", (40, 20), (255, 0, 0))
     wide.paste((0, 0, 255), (10, 0, 30, 20))

@@ -77,3 +77,18 @@ def test_numbers_and_the_default_and_a_limit() -> None:
 def test_too_few_rows() -> None:
     with pytest.raises(UsageError, match="Of 4 rows 0 were to be held out for validation"):
         arrange({"train": [0, 1, 0, 1], "test": [0]}, validation=None, test=0.2, seed=0)
+
+
+def test_no_more_rows_are_held_out_than_there_are() -> None:
+    with pytest.raises(UsageError, match="500 were to be held out for validation"):
+        arrange({"train": [0, 1] * 50, "test": [0, 1]}, validation=500, test=0.2, seed=0)
+
+
+def test_a_validation_split_that_the_user_named_is_that() -> None:
+    labels = {"train": [0, 1] * 50, "validation": [0, 1] * 10}
+    parts = arrange(labels, validation=None, test=0.2, seed=0, as_named=True)
+    assert {name: (part.source, len(part.rows)) for name, part in parts.items()} == {
+        "train": ("train", 80),
+        "validation": ("validation", 20),
+        "test": ("train", 20),
+    }

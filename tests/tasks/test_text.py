@@ -91,6 +91,58 @@ def test_files_of_their_own(reviews_csv: Path, tmp_path: Path) -> None:
     assert task.describe()["rows"] == {"train": 50, "validation": 20, "test": 300}
 
 
+def test_a_validation_file_alone_is_no_test_file(reviews_csv: Path, tmp_path: Path) -> None:
+    other = shutil.copy(reviews_csv, tmp_path / "validation.csv")
+    task = make(reviews_csv, validation_data=other)
+    assert task.describe()["rows"] == {"train": 240, "validation": 300, "test": 60}
+
+
+def test_a_file_without_the_text(reviews_csv: Path, tmp_path: Path) -> None:
+    other = tmp_path / "test.csv"
+    other.write_text("words,sentiment\ngood,positive\nbad,negative\n")
+    with pytest.raises(UsageError, match=r"test\.csv has no column 'review'.*words, sentiment"):
+        make(reviews_csv, test_data=other)
+
+
+def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    rows = ['{"text": "fine", "label": "a"}', '{"text": "cut \\ud83d", "label": "b"}']
+    path.write_text("\n".join(rows * 10))
+    with pytest.raises(UsageError, match="line 2: text holds half of a character"):
+        make(path)
+
+
+def test_a_label_that_is_no_number_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("text,score\n" + "".join(f"t {n},{n / 2}\n" for n in range(30)) + "t,nan\n")
+    with pytest.raises(UsageError, match="score is empty"):
+        make(path)
+
+
+def test_scores_of_which_training_has_one_alone(tmp_path: Path) -> None:
+    path, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    path.write_text("text,score\n" + "".join(f"t {n},5.5\n" for n in range(40)) + "other,1.5\n")
+    test.write_text("text,score\nt 1,5.5\nt 2,5.5\n")
+    told = ""
+    for seed in range(40):  # the other one is held out with some of them
+        try:
+            task = make(path, test_data=test, validation=20, split_seed=seed)
+        except UsageError as error:
+            told = str(error)
+    assert "every label that is left to train on is the same number" in told
+    logits = np.array([[0.1], [0.7]])
+    scores = task.scores(EvalPrediction(logits, task.test.labels.numpy()[:2]))
+    assert scores["pearson"] == scores["spearman"] == 0.0
+
+
+def test_a_model_without_so_many_positions(reviews_csv: Path, tiny_bert: Path) -> None:
+    task = make(reviews_csv, tiny_bert, max_length=32)
+    task.tokenizer.model_max_length = 10**30
+    task._data = task._data.model_copy(update={"max_length": 100_000})
+    with pytest.raises(UsageError, match=r"100000 is more than the \d+ positions"):
+        task.model(0)
+
+
 def test_repeated_texts_stay_together(tmp_path: Path) -> None:
     path = tmp_path / "twice.csv"
     lines = [f"text number {n % 40},{'ab'[n % 2]}" for n in range(120)]

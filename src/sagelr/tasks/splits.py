@@ -34,6 +34,7 @@ def arrange(
     seed: int,
     limit: int | None = None,
     groups: Sequence[Hashable] | None = None,
+    as_named: bool = False,
 ) -> dict[str, Part]:
     """Train, validation and test from the splits that a data set comes with.
 
@@ -50,6 +51,7 @@ def arrange(
         seed: of what is held out.
         limit: training rows kept, drawn by class; None for all.
         groups: rows of the training data that are equal here stay together.
+        as_named: the user named each split, so that a validation split alone is what it says.
 
     Raises:
         UsageError: too few rows are left.
@@ -69,7 +71,7 @@ def arrange(
         rows = min(round(len(whole) / 10), MOST) if share is None else count(share, len(whole))
         classes, together = [whole[row] for row in kept], [groups[row] for row in kept]
         left, held = held_out(classes, rows, seed, together)
-        if not left or not held:
+        if not left or not held or rows >= len(kept):
             raise UsageError(
                 f"Of {len(kept):,} rows {rows:,} were to be held out for {name}, which leaves none "
                 f"on one side. Give more data, or set task.{name} to another share or number."
@@ -83,11 +85,12 @@ def arrange(
         parts[name] = Part(source, list(range(len(labels[source]))), "as it comes")
 
     others = [source for source in ("validation", "test") if source in labels]
-    if others:
+    alone = as_named and others == ["validation"]
+    if others and not alone:
         take("test", others[-1])
     else:
         hold("test", test)
-    if len(others) == 2:
+    if len(others) == 2 or alone:
         take("validation", "validation")
     else:
         hold("validation", validation)

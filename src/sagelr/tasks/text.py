@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 FROM_SCRATCH = "from-scratch"
+UNLIMITED = 10**6  # tokens: a tokenizer that takes more names no limit
 PREDICTED = 64  # rows of a batch, for files of predictions
 
 
@@ -109,10 +110,16 @@ class TextClassification(Task):
             seed=data.split_seed,
             limit=data.limit,
             groups=found.splits["train"].keys(),
+            as_named=data.validation_data is not None,
         )
         self._rows = {
             role: found.splits[part.source].pick(part.rows) for role, part in self._parts.items()
         }
+        if found.standardize and len(set(self._rows["train"].labels)) < 2:
+            raise UsageError(
+                f"{found.name}: with task.split_seed = {data.split_seed} every label that is left "
+                "to train on is the same number. Give more rows, or another split_seed."
+            )
         self._scale = _scale(self._rows["train"]) if found.standardize else (0.0, 1.0)
         self._name = _packaged() if model.name == "minilm" else model.name
         self.tokenizer = self._make_tokenizer()
@@ -176,6 +183,7 @@ class TextClassification(Task):
         else:
             config = hub.load("configuration", self._name, AutoConfig.from_pretrained)
             config.pad_token_id = self.tokenizer.pad_token_id
+            self._check_positions(config)
         if classes := self._corpus.classes:
             config.problem_type = "single_label_classification"
             config.id2label = dict(enumerate(classes))
@@ -198,6 +206,23 @@ class TextClassification(Task):
                 dtype=torch.float32,
                 # A head for other classes is drawn anew.
                 ignore_mismatched_sizes=True,
+            )
+
+    def _check_positions(self, config: Any) -> None:
+        """See that the model has a position for every token, where its tokenizer does not say.
+
+        Raises:
+            UsageError: it has not.
+        """
+        positions = getattr(config, "max_position_embeddings", None)
+        if self.tokenizer.model_max_length < UNLIMITED or not positions or positions < 0:
+            return
+        if "roberta" in config.model_type:  # its positions begin after that of padding
+            positions -= config.pad_token_id + 1
+        if self._data.max_length > positions:
+            raise UsageError(
+                f"task.max_length = {self._data.max_length} is more than the {positions} positions "
+                f"of {self._model.name}. Set it to {positions} or less."
             )
 
     def save(self, folder: Path) -> None:

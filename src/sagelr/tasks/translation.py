@@ -50,6 +50,7 @@ class Translation(Task):
             seed=data.split_seed,
             limit=data.limit,
             groups=train.source,
+            as_named=data.validation_source is not None,
         )
         self._pairs = {
             role: found.splits[part.source].pick(part.rows) for role, part in self._parts.items()

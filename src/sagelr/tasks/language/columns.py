@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ TEXTS = (
     *("document", "question", "description", "title"),
 )
 SCORES = ("score", "rating", "similarity")  # names that say that a number is a score
+SURROGATE = re.compile("[\ud800-\udfff]")
 CLASSES = 100  # more different values are taken for classes only when the user says so
 
 
@@ -135,10 +137,20 @@ def texts_of(table: Table, column: str) -> list[str]:
     """A column of text.
 
     Raises:
-        UsageError: something in it is no text.
+        UsageError: there is none, or something in it is no text.
     """
+    if column not in table.columns:
+        raise UsageError(
+            f"{table.name} has no column {column!r}, from which the training data's text is taken. "
+            f"Its columns: {', '.join(table.columns)}. Give every file the same columns."
+        )
     values = table.columns[column]
     for row, value in enumerate(values):
+        if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+            raise UsageError(
+                f"{table.where(row)}: {column} holds half of a character (a surrogate without the "
+                "other half), as when an emoji was cut. Mend the text."
+            )
         if not isinstance(value, str):
             what = "nothing" if value is None else f"{value!r}"
             raise UsageError(f"{table.where(row)}: {column} holds {what} where text is wanted.")
@@ -225,7 +237,7 @@ def _labels(tables: Sequence[Table], column: str) -> Iterator[tuple[Table, int, 
                 f"columns: {', '.join(table.columns)}. Give every file the same columns."
             )
         for row, value in enumerate(table.columns[column]):
-            if value is None or not str(value).strip():
+            if value is None or str(value).strip().lower() in ("", "nan"):
                 raise UsageError(
                     f"{table.where(row)}: {column} is empty. Every row needs its label: fill it "
                     "in, or remove the row."

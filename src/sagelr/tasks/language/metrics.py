@@ -48,17 +48,21 @@ def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Pearson's correlation; 0 where every prediction is the same."""
+    """Pearson's correlation; 0 where every prediction, or every label, is the same."""
     from scipy.stats import pearsonr
 
-    return 0.0 if np.ptp(predicted) == 0 else float(pearsonr(predicted, labels)[0])  # type: ignore[arg-type]
+    return 0.0 if _flat(predicted, labels) else float(pearsonr(predicted, labels)[0])  # type: ignore[arg-type]
 
 
 def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's rank correlation; 0 where every prediction is the same."""
+    """Spearman's rank correlation; 0 where every prediction, or every label, is the same."""
     from scipy.stats import spearmanr
 
-    return 0.0 if np.ptp(predicted) == 0 else float(spearmanr(predicted, labels)[0])  # type: ignore[arg-type]
+    return 0.0 if _flat(predicted, labels) else float(spearmanr(predicted, labels)[0])  # type: ignore[arg-type]
+
+
+def _flat(predicted: np.ndarray, labels: np.ndarray) -> bool:
+    return len(labels) < 2 or np.ptp(predicted) == 0 or np.ptp(labels) == 0
 
 
 def rmse(predicted: np.ndarray, labels: np.ndarray) -> float:

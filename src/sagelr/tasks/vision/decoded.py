@@ -21,7 +21,7 @@ from sagelr.tasks.vision.sources import Entry, Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 1  # of how images are decoded: another one makes new arrays
+VERSION = 2  # of how images are decoded: another one makes new arrays
 
 
 def open_image(file: bytes, entry: Entry) -> Image:
@@ -35,7 +35,13 @@ def open_image(file: bytes, entry: Entry) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+            if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+                wide = np.asarray(image).astype(np.float64)
+                image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"mode {image.mode}, numbers without a known white")
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise UsageError(
             f"{entry.name} cannot be read as an image ({error}). Mend or remove it."
