@@ -252,6 +252,37 @@ def test_scores_and_their_loss_are_told_apart(study, show):
     assert not re.search(r"\d points", text)
 
 
+def test_a_few_seeds_that_are_alike_are_told_as_such(study, show):
+    def alike(run):
+        for scores in (run["scores"]["validation"], run["scores"]["test"]):
+            if scores:
+                scores["accuracy"] = 0.75 if run["arm"] == "sage-adamw" else 0.5
+
+    text = show(study(seeds=3, spoil=alike)).text
+    assert "The difference of +25.00 points is the same for every seed. All 3 differences" in text
+    assert "the same for each of 3 seeds" in text
+    assert "includes zero" not in text
+    assert "would have been found" not in text
+
+    def same(run):
+        for scores in (run["scores"]["validation"], run["scores"]["test"]):
+            if scores:
+                scores["accuracy"] = 0.5
+
+    assert show(study(spoil=same)).figures["seeds"]["title"] == "All scores are alike"
+
+
+def test_a_selector_that_is_an_error_is_lowest_at_its_best(study, show):
+    document = study()
+    document["recipe"]["study"]["select_by"] = "rmse"
+    document["selector"] = {"name": "rmse", "scale": 1.0, "unit": " K", "greater_is_better": False,
+                            "label": "RMSE"}  # fmt: skip
+    for run in document["runs"]:
+        run["scores"]["validation"]["rmse"] = run["scores"]["validation"]["loss"]
+    title = show(document).figures["lr"]["title"]
+    assert title.startswith("Lowest validation RMSE: ")
+
+
 # -- safe, whole, and on its own ----------------------------------------------------------------
 
 
