@@ -99,7 +99,8 @@ def compare(
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
-    if not any(arm.base in checked.study.arms for arm in checked.chosen_arms().values()):
+    pairs = [name for name, arm in checked.chosen_arms().items() if arm.base in checked.study.arms]
+    if names is not None and not pairs:
         raise UsageError(
             f"There is nothing to compare among the arms {', '.join(checked.study.arms)}: it takes "
             "an arm and the base that it names. Give both with --arms."
