@@ -21,6 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from sagelr.recipe import read
 from sagelr.study.results import dumps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,14 @@ def main() -> int:
                 return 2
             arms, name = [*BASE_AND_SAGE, *wanted], "-".join([name, *wanted])
     elif options.relative:
+        base = arms_of(recipe).get("relative", {}).get("base")
+        if base != row["base"]:
+            print(
+                f"The relative rule is an arm on {base or 'no base here'}, and the row "
+                f"{options.task} is about {row['base']}: there would be nothing to compare.",
+                file=sys.stderr,
+            )
+            return 2
         arms, name = [row["base"], "relative"], f"{name}-relative"
     study = ROOT / "runs" / "evidence" / options.tier / name
     published = ROOT / "results" / "evidence" / options.tier
@@ -77,8 +86,13 @@ def main() -> int:
 
 def controls(recipe: str) -> list[str]:
     """AdamW, SageAdamW, and every arm of a recipe that is a control or a variant of it."""
-    arms = tomllib.loads((ROOT / recipe).read_text())["arms"]
-    return [*BASE_AND_SAGE, *(arm for arm in arms if arm not in {*BASE_AND_SAGE, *OTHER_ARMS})]
+    found = arms_of(recipe)
+    return [*BASE_AND_SAGE, *(arm for arm in found if arm not in {*BASE_AND_SAGE, *OTHER_ARMS})]
+
+
+def arms_of(recipe: str) -> dict[str, Any]:
+    """The arms of a recipe: a built-in one, or a file of this repository."""
+    return read(str(ROOT / recipe) if recipe.endswith(".toml") else recipe)[0]["arms"]
 
 
 def data_of(row: dict[str, Any]) -> dict[str, str]:

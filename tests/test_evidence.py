@@ -32,6 +32,29 @@ def test_a_row_without_results_says_how_to_run_it(report: Any) -> None:
     assert "no row has been run" in list(report.conclusions([row]))[1]
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "evidence"))
+    return importlib.import_module("run")
+
+
+def test_controls_of_a_built_in_recipe_are_found_too(run: Any) -> None:
+    assert run.controls("digits-vit")[:2] == ["adamw", "sage-adamw"]
+    assert len(run.controls("evidence/digits.toml")) > 2
+
+
+def test_the_relative_rule_is_not_run_without_its_base(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr(run.subprocess, "run", started)
+    monkeypatch.setattr(run.sys, "argv", ["run.py", "rte-adamax", "--relative"])
+    assert run.main() == 2
+    assert "the row rte-adamax is about adamax" in capsys.readouterr().err
+
+
 def test_rows_are_recipes_that_load(report: Any) -> None:
     from sagelr import recipe
 

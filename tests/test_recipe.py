@@ -136,6 +136,8 @@ def test_batches_of_tokens_need_no_rows(recipe):
         ('name = "mine"', 'name = "My Recipe"', "name = 'My Recipe'"),
         ("grid.lr = [1e-3]", "grid.lr = []", "lr needs one or more values"),
         ("grid.lr = [1e-3]", "grid.lr = [1e-3, 1e-3]", "each once"),
+        ("grid.lr = [1e-3]", "grid.lr = [1e-3, 1.0000001e-3]", "each once"),
+        ("grid.lr = [1e-3]", "grid.lr = [1e-3]\noptions.eps = inf", "arms.a.options.eps = inf"),
         ("grid.lr = [1e-3]", "grid.lr = [-1e-3]", "lr must be above 0"),
         ("grid.lr = [1e-3]", "grid.beta0 = [0.5]", "a grid needs lr"),
         ("grid.lr = [1e-3]", "grid = {lr = [1.0], lr_ratio = [1.0]}", "lr or lr_ratio, not both"),
@@ -161,6 +163,16 @@ def test_every_problem_is_told(recipe):
     assert [line.strip()[:20] for line in message.splitlines()[1:]] == [
         "train.epochs is miss", "unknown key 'train.e", "study.margin = -1: I"
     ]  # fmt: skip
+
+
+def test_a_grid_that_is_none_is_told_beside_another_setting(recipe):
+    with pytest.raises(UsageError, match=r"arms\.a\.grid"):
+        recipe(("grid.lr = [1e-3]", "grid = 0.001"), overrides={"train.epochs": 3})
+
+
+def test_an_arm_is_called_what_the_command_line_can_give(recipe):
+    with pytest.raises(UsageError, match=r"arms\.'a\.b' is not a name for an arm"):
+        recipe(("[arms.a]", '[arms."a.b"]'), ('arms = ["a"]', 'arms = ["a.b"]'))
 
 
 def test_grids_of_different_size(recipe):

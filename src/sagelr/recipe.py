@@ -29,6 +29,7 @@ from sagelr.schema import (
     Study,
     Train,
     nearest,
+    not_finite,
     settings_of,
 )
 from sagelr.tasks import family
@@ -233,6 +234,8 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise UsageError(_message(where, error, Recipe, (), data)) from None
+    if found := not_finite(data):
+        raise UsageError(f"{where}: {found} is not a finite number.")
     if "family" not in recipe.task:
         raise UsageError(f"{where}: task.family is missing. Name the family of tasks.")
     cls = family(recipe.task["family"])
@@ -349,7 +352,8 @@ def _known_keys(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 for part in inner.model_fields:
                     yield re.escape(f"{table}.{key}.{part}"), f"{table}.{key}.{part}"
     for name in names:
-        for axis in arms[name].get("grid", {}) if isinstance(arms[name], dict) else ():
+        grid = arms[name].get("grid") if isinstance(arms[name], dict) else None
+        for axis in grid if isinstance(grid, dict) else ():
             yield re.escape(f"arms.{name}.grid.{axis}"), f"arms.{name}.grid.{axis}"
         # Axes and options are those of the optimizer, which is checked where it is built.
         for free in ("grid", "options"):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -151,8 +153,11 @@ class Arm(_Strict):
         if len(rates) > 1:
             raise ValueError(f"a grid has lr or {LR_RATIO}, not both")
         for axis, values in grid.items():
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{axis} needs one or more values, each once; got {values}")
+            # Six digits are what the names of runs have of a setting.
+            if not values or len({f"{value:.6g}" for value in values}) < len(values):
+                raise ValueError(
+                    f"{axis} needs one or more values, each once (to six digits); got {values}"
+                )
         if min(grid[rates[0]]) <= 0:
             raise ValueError(f"{rates[0]} must be above 0; got {min(grid[rates[0]])}")
         # lr first, however the grid came about: the names of runs tell settings in this order.
@@ -254,6 +259,11 @@ class Recipe(_Strict):
         if len(set(self.study.arms)) < len(self.study.arms):
             raise ValueError("study.arms names an arm twice")
         for name, arm in self.arms.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+                raise ValueError(
+                    f"arms.{name!r} is not a name for an arm: small letters, digits, - and _, so "
+                    "that --arms and --set can give it"
+                )
             base = self.arms.get(arm.base or "")
             if arm.base is not None and (base is None or base.role != "base"):
                 raise ValueError(
@@ -323,6 +333,20 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
+
+
+def not_finite(table: Mapping[str, Any]) -> str | None:
+    """The first number of a recipe that is none, by dotted name; None without.
+
+    Examples:
+        >>> not_finite({"arms": {"sgd": {"options": {"eps": float("inf"), "nesterov": True}}}})
+        'arms.sgd.options.eps = inf'
+    """
+    for name, value in flat(table).items():
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, float) and not math.isfinite(part):
+                return f"{name} = {part}"
+    return None
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.training import checkpoint, sharded
-from sagelr.training.optimizers import OPTIMIZERS, as_used, check_arm, make_optimizer
+from sagelr.training.optimizers import OPTIMIZERS, as_used, check_arm, check_scope, make_optimizer
 from sagelr.training.precision import settled
 from sagelr.training.run import Moment, Run, StoppedTrainingError, name_of, processes, rank
 from sagelr.training.spent import Spent
@@ -32,6 +32,7 @@ __all__ = [
     "Run",
     "StoppedTrainingError",
     "check_arm",
+    "check_scope",
     "make_optimizer",
     "name_of",
     "processes",

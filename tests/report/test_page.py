@@ -110,6 +110,41 @@ def test_the_code_of_two_rates_makes_them(study, show, role):
     ]  # fmt: skip
 
 
+def code_of(html):
+    return unescape(re.search(r"<code>(from [^<]*param_groups.*?)</code>", html, re.DOTALL)[1])
+
+
+def test_the_code_says_the_decay_that_was_trained(study, show):
+    document = study(gap=0.02)
+    document["recipe"]["arms"]["sage-adamw"] |= {"optimizer": "SageSGD", "options": {}}
+    for run in document["runs"]:
+        run["options"]["groups"] = [{"weight_decay": 0}, {"weight_decay": 0.0}]
+    assert "param_groups(model, weight_decay=0)" in code_of(show(document).html)
+
+
+def test_the_code_of_a_control_imports_it(study, show):
+    document = study(gap=0.02)
+    arm = document["recipe"]["arms"]["sage-adamw"]
+    arm |= {"optimizer": "ControlAdamW", "options": {"control": "shuffled"}}
+    made = {}
+    exec("\n".join(code_of(show(document).html).split("\n")[:2]), made)
+    assert made["ControlAdamW"].__module__ == "sagelr.optim.controls"
+
+
+def test_a_variant_is_not_told_as_sage(study, show):
+    document = study()
+    for arms in (document["recipe"]["arms"], document["arms"]):
+        arms["sage-adamw"] |= {"role": "variant", "optimizer": "AdamW"}
+    text = show(document).text
+    assert "it has one learning rate less to choose" in text
+    assert "keeps less state" not in text
+    assert "SAGE's authors report" not in text
+    document["comparisons"][0]["verdict"] = "worse"
+    text = show(document).text
+    assert "A finer grid for both arms alike" in text
+    assert "authors found β0" not in text
+
+
 def test_the_page_is_there_from_the_first_run_on(study, show):
     page = show(study(status="tuning", tuned=1, looks=[]))
     assert "Still tuning: no verdict yet." in page.text
@@ -128,7 +163,8 @@ def test_a_comparison_that_is_not_finished_is_no_verdict(study, show):
 
 
 def test_a_smoke_run_proves_nothing(study, show):
-    document = study(gap=0.02, quick=True, command="sagelr compare digits-vit --quick --jobs 2")
+    command = "sagelr compare digits-vit --quick --out runs/try --jobs 2"
+    document = study(gap=0.02, quick=True, command=command)
     page = show(document)
     assert "A smoke run: it ran through, and proves nothing." in page.text
     assert "SageAdamW is better" not in page.text
@@ -183,6 +219,12 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
     assert words[words.index("--out") + 1] == "runs/digits-vit-2"
     document["comparisons"][0]["verdict"] = "inconclusive"
     assert code in show(document).html
+    # It has as many settings as the base, also where the arm followed its base before.
+    document["recipe"]["arms"]["adamw"]["grid"] = {"lr": [1e-3, 2e-3, 4e-3]}
+    document["recipe"]["arms"]["sage-adamw"]["grid"] = {"lr_ratio": [4, 8, 16]}
+    code = re.search(r"<code>(sagelr compare[^<]*)</code>", show(document).html)[1]
+    words = shlex.split(unescape(code))
+    assert parse_override(words[words.index("--set") + 1])[1] == {"lr_ratio": [0.5, 1.0, 2.0]}
 
 
 def test_where_a_grid_began_is_told(study, show):
@@ -250,6 +292,37 @@ def test_scores_and_their_loss_are_told_apart(study, show):
     text = show(document).text
     assert "(lower is better)" in text
     assert not re.search(r"\d points", text)
+
+
+def test_a_few_seeds_that_are_alike_are_told_as_such(study, show):
+    def alike(run):
+        for scores in (run["scores"]["validation"], run["scores"]["test"]):
+            if scores:
+                scores["accuracy"] = 0.75 if run["arm"] == "sage-adamw" else 0.5
+
+    text = show(study(seeds=3, spoil=alike)).text
+    assert "The difference of +25.00 points is the same for every seed. All 3 differences" in text
+    assert "the same for each of 3 seeds" in text
+    assert "includes zero" not in text
+    assert "would have been found" not in text
+
+    def same(run):
+        for scores in (run["scores"]["validation"], run["scores"]["test"]):
+            if scores:
+                scores["accuracy"] = 0.5
+
+    assert show(study(spoil=same)).figures["seeds"]["title"] == "All scores are alike"
+
+
+def test_a_selector_that_is_an_error_is_lowest_at_its_best(study, show):
+    document = study()
+    document["recipe"]["study"]["select_by"] = "rmse"
+    document["selector"] = {"name": "rmse", "scale": 1.0, "unit": " K", "greater_is_better": False,
+                            "label": "RMSE"}  # fmt: skip
+    for run in document["runs"]:
+        run["scores"]["validation"]["rmse"] = run["scores"]["validation"]["loss"]
+    title = show(document).figures["lr"]["title"]
+    assert title.startswith("Lowest validation RMSE: ")
 
 
 # -- safe, whole, and on its own ----------------------------------------------------------------

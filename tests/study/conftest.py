@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+import sagelr
 from sagelr.recipe import Recipe, check
 from sagelr.study import crew
 from sagelr.study.run import Request, compare
@@ -137,7 +138,7 @@ def entry(run: Run, loss: float, accuracy: float = 0.9, **more: Any) -> dict[str
         "seconds": 1.0,
         "peak_memory_mib": 1.0,
         "started": "2026-01-01T00:00:00+00:00",
-        "sagelr": "0",
+        "sagelr": sagelr.__version__,
         "sage": None,
         **more,
     }

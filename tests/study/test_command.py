@@ -69,11 +69,20 @@ def test_quick_is_a_study_of_its_own_and_says_what_it_is(compare, tmp_path):
 
 
 @whole_study
-def test_one_arm_alone_is_no_comparison(compare, tmp_path):
-    status, out, _ = compare("--arms", "adamw")
-    assert status == 0
-    assert results(tmp_path / "runs" / "tiny")["comparison"] is None
-    assert "No comparison" in out
+def test_tuning_runs_that_failed_are_told_and_no_error(compare, pretend):
+    """Once the choice stands they are not tried again."""
+
+    def failing(run):
+        if run.key == "tune/sage-adamw/lr=0.008/seed=0":
+            raise RuntimeError("out of luck")
+        return pretend.valley(run)
+
+    pretend.let(failing)
+    for _ in range(2):
+        status, out, err = compare()
+        assert (status, err) == (0, "")
+        assert "1 of 6 tuning runs failed, the first of them tune/sage-adamw/" in out
+        assert "tries them again" not in out
 
 
 @whole_study
@@ -86,7 +95,7 @@ def test_failed_runs_are_told_in_the_end(compare, pretend, tmp_path):
     pretend.let(failing)
     status, out, err = compare()
     assert status == 1
-    assert "Error: 1 of 12 runs failed, the first of them report/sage-adamw/" in err
+    assert "Error: 1 of 6 report runs failed, the first of them report/sage-adamw/" in err
     assert "out of luck. The same command tries them again." in err
     assert "Page: " in out
     pretend.let(pretend.valley)
@@ -112,6 +121,10 @@ def test_the_command_goes_on_after_ctrl_c(compare, pretend):
     [
         (["--arms", "adamw,sag-adamw"], 2, "the nearest right one is 'sage-adamw'"),
         (["--arms", " , "], 2, "study.arms"),
+        (["--arms", "adamw"], 2, "nothing to compare among the arms adamw"),
+        (["--arms", "sage-adamw"], 2, "nothing to compare among the arms sage-adamw"),
+        (["--arms", "adamw", "--set", "study.arms=[]"], 2, "--arms and --set study.arms"),
+        (["--seeds", "4", "--set", "study.report_seeds=5"], 2, "--seeds and --set study.report_se"),
         (["--set", "train.epoch=5"], 2, "train.epochs"),
         (["--set", "train.epochs"], 2, "is not key=value"),
         (["--set", "train.epochs=many"], 2, "train.epochs"),

@@ -161,6 +161,12 @@ def test_it_stays_where_it_was_put(recipe):
     assert sizes["adamw"] == sizes["sage-adamw"]
 
 
+def test_without_its_base_it_begins_where_that_is_likely_to_be_best_and_does_not_say_it_was(recipe):
+    state = tuned(recipe({**FOLLOWS, "study.arms": ["sage-adamw"]}), valley({"sage-adamw": 2e-3}))
+    assert 2e-3 in state.arms["sage-adamw"].grid["lr"]
+    assert state.arms["sage-adamw"].placed_at is None
+
+
 def test_what_is_still_to_come_is_known_from_the_start(recipe):
     """In each state what is asked for and what comes later is no more than there is in the end."""
     one, value = recipe(FOLLOWS), valley({"adamw": 16e-3, "sage-adamw": 16e-3})

@@ -146,7 +146,8 @@ def test_when_the_parent_is_killed_its_workers_end_and_the_next_start_goes_on(pr
     study.process.wait()
     worker.wait(20)
     again = program(recipe_file(ENDLESS), "out")
-    again.wait_until(lambda: _claimed(again.out) > 1)
+    # What was queued is made anew, since no run has a result yet, before there is a worker.
+    again.wait_until(lambda: again.worker() is not None and _claimed(again.out) > 0)
     again.process.terminate()
     again.end(143)
     assert "Stopped. 0 of " in again.told()

@@ -148,7 +148,7 @@ def test_the_first_number_that_is_none_is_named(value, name):
     [
         (BETTER, "SageAdamW is better than AdamW: accuracy +4.00 points (95% interval +"),
         ([2 * b - s for b, s in zip(BASE, BETTER, strict=True)], "SageAdamW is worse than AdamW"),
-        ([b + 0.0001 * i for i, b in enumerate(BASE)], "are equivalent within 1.00 points"),
+        ([b + 0.0001 * i for i, b in enumerate(BASE)], "are equivalent within 1 point:"),
         ([0.95, 0.86, 0.97, 0.85, 0.95, 0.90], "No difference between SageAdamW and AdamW was"),
     ],
 )
@@ -157,6 +157,45 @@ def test_a_verdict_in_words(recipe, reported, sage, words):
     (found,) = compared(checked, reported({"adamw": BASE, "sage-adamw": sage}))
     labels = {name: {"label": arm.label} for name, arm in checked.arms.items()}
     assert words in sentence(found, {"arms": labels}, checked)
+
+
+def told(recipe, reported, scores, more=None):
+    (found,) = compared(recipe, reported(scores, more))
+    labels = {name: {"label": arm.label} for name, arm in recipe.arms.items()}
+    return sentence(found, {"arms": labels}, recipe)
+
+
+def test_a_few_seeds_that_are_alike_are_told_as_such(recipe, reported):
+    said = told(recipe(), reported, {"adamw": [0.5] * 3, "sage-adamw": [0.75] * 3})
+    assert said.startswith("Whether SageAdamW differs from AdamW cannot be told yet: accuracy +25")
+    assert "with each of 3 paired seeds. All 3 differences are alike" in said
+    three = recipe(THIRD)
+    runs = reported({"adamw": [0.5] * 3, "sage-adamw": [0.75] * 3, "third": [0.5, 0.6, 0.4]})
+    alike, other = compared(three, runs)
+    assert alike["difference"]["p_value"] is None
+    assert "p_holm" not in alike
+    assert other["holm_of"] == 2
+
+
+def test_a_run_that_diverged_in_words(recipe, reported):
+    lost = {"sage-adamw": {1001: {"status": "diverged", "error": "nan", "scores": {"test": None}}}}
+    said = told(recipe(), reported, {"adamw": BASE, "sage-adamw": BETTER}, lost)
+    assert said.startswith("Undecided between SageAdamW and AdamW, since some runs did not end")
+    assert "No difference" not in said
+
+
+def test_small_differences_have_digits_in_words(recipe, reported):
+    small = [b + 1e-5 * (2 + i % 2) for i, b in enumerate(BASE)]
+    said = told(recipe(), reported, {"adamw": BASE, "sage-adamw": small})
+    assert "accuracy +0.0025 points (95% interval +0.0019 points to +0.0031" in said
+
+
+def test_what_settings_are_chosen_by_is_in_the_file(recipe, pretend, tmp_path):
+    document = pretend(recipe({"study.select_by": "accuracy"}), tmp_path / "accuracy")
+    assert document["selector"] == recipe().score.to_json()
+    document = pretend(recipe(), tmp_path / "loss")
+    assert document["selector"]["name"] == "loss"
+    assert document["selector"]["greater_is_better"] is False
 
 
 def test_a_correction_in_words(recipe, reported):

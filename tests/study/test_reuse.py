@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from sagelr.errors import SagelrError, UsageError
+from sagelr.errors import UsageError
 from sagelr.study import run as run_module
 
 OTHER = {
@@ -104,11 +104,49 @@ def test_other_versions_and_other_data_are_refused(recipe, pretend, tmp_path, mo
     pretend(recipe(), tmp_path / "first")
     with monkeypatch.context() as here:
         here.setitem(pretend.data, "sha256", "1" * 64)
-        with pytest.raises(SagelrError, match="data are not those"):
+        with pytest.raises(UsageError, match=r"--reuse .*first: its runs are on other data"):
             pretend(recipe(THREE), tmp_path / "more", reuse=tmp_path / "first")
     monkeypatch.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
     with pytest.raises(UsageError, match=r"torch was .* and is now 99\.0"):
         pretend(recipe(), tmp_path / "other", reuse=tmp_path / "first")
+
+
+def test_runs_on_other_data_are_refused_even_where_none_would_be_trained(
+    recipe, pretend, tmp_path, monkeypatch
+):
+    pretend(recipe(), tmp_path / "first")
+    pretend.trained.clear()
+    with monkeypatch.context() as here:
+        here.setitem(pretend.data, "sha256", "1" * 64)
+        with pytest.raises(UsageError, match=r"sha256 000000000000… there, 111111111111… here"):
+            pretend(recipe(), tmp_path / "more", reuse=tmp_path / "first")
+        assert not pretend.trained
+        document = pretend(recipe(), tmp_path / "more")  # the folder is still of use
+        assert document["data"]["sha256"] == "1" * 64
+    pretend.trained.clear()
+    document = pretend(recipe(), tmp_path / "again", reuse=tmp_path / "first")
+    assert not pretend.trained
+    assert document["data"] == pretend.data
+
+
+def test_runs_of_another_version_are_trained(recipe, pretend, tmp_path, monkeypatch):
+    """A study that was gone on with after an update has runs of both."""
+
+    def earlier(run):
+        return pretend.valley(run) | ({"sagelr": "0.0.1"} if run.arm == "adamw" else {})
+
+    pretend(recipe(), tmp_path / "first", earlier)
+    pretend.trained.clear()
+    pretend(recipe(), tmp_path / "more", reuse=tmp_path / "first")
+    assert {key.split("/")[1] for key in pretend.trained} == {"adamw"}
+    with monkeypatch.context() as updated:
+        updated.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
+        document = pretend(recipe({"study.report_seeds": 4}), tmp_path / "first")
+    assert {run["seed"] for run in document["runs"] if "versions" in run} == {1003}
+    assert {"torch": "99.0"} in [run.get("versions") for run in document["runs"]]
+    pretend.trained.clear()
+    pretend(recipe({"study.report_seeds": 4}), tmp_path / "last", reuse=tmp_path / "first")
+    assert {key.rpartition("=")[2] for key in pretend.trained if "sage" in key} == {"1003"}
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"id": 1}'])

@@ -120,6 +120,21 @@ def test_fewer_seeds_leave_none_out(recipe, pretend, tmp_path):
     assert any("choosing among results" in note for note in pretend.notes)
 
 
+def test_seeds_that_were_asked_for_and_not_begun_may_be_left_out(recipe, pretend, tmp_path, ctrl_c):
+    def interrupted(run):
+        if run.seed == 1002:
+            ctrl_c()
+        return pretend.valley(run)
+
+    with pytest.raises(InterruptedStudyError):
+        pretend(recipe({"study.report_seeds": 50}), tmp_path / "out", interrupted, jobs=1)
+    document = pretend(recipe({"study.report_seeds": 5}), tmp_path / "out")
+    assert document["comparison"]["n"] == document["recipe"]["study"]["report_seeds"] == 5
+    assert max(run["seed"] for run in document["runs"]) == 1004
+    fewer = pretend(recipe({"study.report_seeds": 2}), tmp_path / "out")
+    assert fewer["comparison"]["n"] == 5
+
+
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -301,6 +316,33 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe, pretend, tmp_path)
     assert (tmp_path / "out" / "results.json").read_bytes() == before
 
 
+def test_a_start_that_trained_nothing_leaves_the_folder_free(
+    recipe, pretend, tmp_path, monkeypatch
+):
+    def failing(run):
+        raise RuntimeError("CUDA is not what it was")
+
+    with pytest.raises(SagelrError, match="first 3 runs failed"):
+        pretend(recipe({"train.epochs": 2, "study.report_seeds": 9}), tmp_path / "out", failing)
+    monkeypatch.setitem(pretend.data, "sha256", "1" * 64)
+    document = pretend(recipe(), tmp_path / "out")
+    assert document["recipe"]["train"]["epochs"] == 1
+    assert document["comparison"]["n"] == 3
+    assert document["data"]["sha256"] == "1" * 64
+    assert {run["status"] for run in document["runs"]} == {"complete"}
+    with pytest.raises(UsageError, match=r"train.epochs was 1 and is now 2"):
+        pretend(recipe({"train.epochs": 2}), tmp_path / "out")
+
+
+def test_a_smoke_run_is_not_gone_on_with_as_a_study(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "small", quick=True)
+    with pytest.raises(UsageError, match=r"is a smoke run, and this one is none.*--out another"):
+        pretend(recipe({"study.report_seeds": 5}), tmp_path / "small")
+    pretend(recipe(), tmp_path / "whole")
+    with pytest.raises(UsageError, match=r"is no smoke run.*Start it without --quick"):
+        pretend(recipe(), tmp_path / "whole", quick=True)
+
+
 def test_an_arm_that_the_study_leaves_out_may_change(recipe, pretend, tmp_path):
     arm = {"label": "C", "role": "base", "optimizer": "SGD", "grid": {"lr": [0.1]}}
     mine = recipe()
@@ -351,6 +393,58 @@ def test_extensions_may_be_raised_until_settings_are_chosen(recipe, pretend, tmp
     assert len(pretend.trained) == begun
     with pytest.raises(UsageError, match=r"study.max_extensions was 3 and is now 4.*--out another"):
         pretend(recipe({"study.max_extensions": 4}), tmp_path / "out")
+
+
+def test_extensions_stay_once_a_grid_is_placed_by_its_base(recipe, pretend, tmp_path, ctrl_c):
+    """More of them could move the base's best lr, and the grid of every arm that began there."""
+
+    def falling(run):
+        if run.arm == "sage-adamw":
+            ctrl_c()
+        return pretend.entry(run, 1 / run.setting["lr"])
+
+    follows = {"arms.sage-adamw.grid": {"lr_ratio": [0.5, 1, 2]}, "study.max_extensions": 1}
+    with pytest.raises(InterruptedStudyError):
+        pretend(recipe(follows), tmp_path / "out", falling, jobs=1)
+    with pytest.raises(UsageError, match=r"study.max_extensions was 1 and is now 3.*--out another"):
+        pretend(recipe(follows | {"study.max_extensions": 3}), tmp_path / "out")
+    document = pretend(recipe(follows), tmp_path / "out")
+    sizes = [len(entry["settings"]) for entry in document["tuning"].values()]
+    assert sizes == [4, 4]
+
+
+def test_extensions_may_be_raised_where_nothing_was_chosen(recipe, pretend, tmp_path):
+    def diverging(run):
+        if run.arm == "adamw" and run.setting["lr"] > 0.4e-3:
+            nothing = {"validation": None, "test": None, "train": None}
+            return pretend.entry(run, 0, status="diverged", error="loss inf", scores=nothing)
+        return pretend.entry(run, run.setting["lr"])
+
+    with pytest.raises(SagelrError, match=r"No setting of adamw trained with every seed"):
+        pretend(recipe({"study.max_extensions": 1}), tmp_path / "out", diverging)
+    document = pretend(recipe({"study.max_extensions": 3}), tmp_path / "out", diverging)
+    assert document["tuning"]["adamw"]["chosen"]["lr"] < 0.4e-3
+
+
+def test_a_lower_lr_is_advised_only_where_a_run_diverged(recipe, pretend, tmp_path):
+    def half(status):
+        def outcome(run):
+            if run.arm == "adamw":
+                return pretend.valley(run)
+            if status == "failed":
+                raise RuntimeError(f"no room for {run.key}.")
+            nothing = {"validation": None, "test": None, "train": None}
+            return pretend.entry(run, 0, status="diverged", error="loss inf", scores=nothing)
+
+        return outcome
+
+    follows = {"arms.sage-adamw.grid": {"lr_ratio": [0.5, 1, 2]}, "study.max_extensions": 0}
+    with pytest.raises(SagelrError, match=r"seed=0\. Mend that, and run the same command again\.$"):
+        pretend(recipe(follows), tmp_path / "failed", half("failed"))
+    with pytest.raises(
+        SagelrError, match=r"loss inf\. Try a lower arms\.sage-adamw\.grid\.lr_ratio"
+    ):
+        pretend(recipe(follows), tmp_path / "diverged", half("diverged"))
 
 
 def test_a_study_goes_on_by_its_results_when_its_recipe_has_changed(recipe, pretend, tmp_path):

@@ -112,6 +112,20 @@ def test_few_identical_differences_prove_nothing(n, verdict):
     assert got["seeds_needed"] == (5 if n == 4 else None)
 
 
+def test_a_few_identical_differences_have_no_p_value():
+    few = statistics.compare([0.5] * 4, [0.6] * 4, margin=0.01)
+    assert few["difference"]["p_value"] is None
+    assert few["smallest_detectable"] is None
+    assert not few["significant"]
+    assert statistics.compare([0.5] * 5, [0.6] * 5, margin=0.01)["difference"]["p_value"] == 0
+
+
+def test_why_no_number_of_seeds_would_settle_it():
+    scores = [0.0, 1.0, -1.0, 2.0, -2.0, 0.0]
+    narrow = statistics.compare([0.0] * 6, scores, margin=1e-3)
+    assert narrow["settles"].endswith("the margin is too narrow for how much the seeds differ.")
+
+
 def test_a_loss_that_falls_is_a_gain():
     base, sage = [1.0, 1.1, 1.2, 1.3], [0.5, 0.61, 0.7, 0.82]
     got = statistics.compare(base, sage, margin=0.01, greater_is_better=False)

@@ -51,12 +51,23 @@ def test_a_worker_trains_one_run_after_another_as_if_each_were_alone(hired):
     assert scores[0] == scores[2] != scores[1]
 
 
+@pytest.mark.parametrize("scope", ["no-such-layer", "(layer"])
+def test_a_scope_that_is_none_is_told_before_any_run(hired, scope):
+    worker = hired({"arms.sage-adamw.scope": scope})
+    kind, line = heard(worker, "ready", "usage", "broken")
+    assert kind == "usage"
+    assert line.startswith(f"arms.sage-adamw.scope: SageAdamW, scope {scope!r}: ")
+    assert line.endswith(".")
+    assert not line.endswith("..")
+    assert "\n" not in line
+
+
 def test_a_run_that_cannot_be_done_is_told_in_one_line_and_the_worker_goes_on(hired):
-    worker = hired({"arms.sage-adamw.scope": "no-such-layer"})
+    worker = hired()
     heard(worker, "ready")
-    worker.send(Run("tune", "sage-adamw", {"lr": 1e-3}, 0))
+    worker.send(Run("tune", "no-such-arm", {"lr": 1e-3}, 0))
     _, line = heard(worker, "error")
-    assert "no-such-layer" in line
+    assert "no-such-arm" in line
     assert "\n" not in line
     worker.send(Run("tune", "adamw", {"lr": 1e-3}, 0))
     heard(worker, "done")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sagelr.study.run import Standing
 
 PAGE_EVERY = 15.0  # seconds between renderings of the page while runs finish, at least
+PLAIN = str.maketrans("\u2212\u00a0", "- ")  # what the page typesets, as a terminal has it
 PAGE_SHARE = 0.02  # of the time, at most, that goes into them
 
 
@@ -88,10 +89,22 @@ def compare(
         )
     command = _command(storage)
     overrides = overrides_of(set_)
+    for option, given, key in (
+        ("--arms", arms, "study.arms"),
+        ("--seeds", seeds, "study.report_seeds"),
+    ):
+        if given is not None and key in overrides:
+            raise UsageError(f"{option} and --set {key}=… say the same thing. Give one of them.")
     if seeds is not None:
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
+    pairs = [name for name, arm in checked.chosen_arms().items() if arm.base in checked.study.arms]
+    if names is not None and not pairs:
+        raise UsageError(
+            f"There is nothing to compare among the arms {', '.join(checked.study.arms)}: it takes "
+            "an arm and the base that it names. Give both with --arms."
+        )
     name = checked.name + ("-quick" if quick else "")
     folder = out or Path("runs") / name
     page = _Page()
@@ -120,11 +133,25 @@ def compare(
     else:
         console.print(f"Page: {folder / PAGE}", markup=False, soft_wrap=True)
     failed = [entry for entry in document["runs"] if entry["status"] == "failed"]
-    if failed:
-        raise SagelrError(
-            f"{len(failed)} of {len(document['runs'])} runs failed, the first of them "
-            f"{failed[0]['key']}: {failed[0]['error']}. The same command tries them again."
+    tuning = [entry for entry in failed if entry["stage"] == "tune"]
+    if tuning:
+        console.print(
+            f"{_failures(tuning, document)} Their settings were not chosen, and the choice stands.",
+            markup=False,
         )
+    if report := [entry for entry in failed if entry["stage"] == "report"]:
+        raise SagelrError(f"{_failures(report, document)} The same command tries them again.")
+
+
+def _failures(failed: list[dict[str, Any]], document: dict[str, Any]) -> str:
+    """How many runs of a stage failed, and the first of them."""
+    first = failed[0]
+    stage = {"tune": "tuning", "report": "report"}[first["stage"]]
+    of = sum(entry["stage"] == first["stage"] for entry in document["runs"])
+    return (
+        f"{len(failed)} of {of} {stage} runs failed, the first of them {first['key']}: "
+        f"{first['error'].rstrip('.')}."
+    )
 
 
 def _command(storage: str | None) -> str:
@@ -267,17 +294,23 @@ def _tell(document: dict[str, Any], recipe: Recipe) -> None:
 
 def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) -> str:
     """The verdict of one comparison in plain words."""
-    metric = recipe.score
-    unit = " points" if metric.unit == "%" else metric.unit
+    from sagelr.report.wording import Scale
 
-    def amount(value: float, sign: str = "+") -> str:
-        return f"{value * metric.scale:{sign}.2f}{unit}"
+    scale = Scale.of(recipe.score.to_json())
+
+    def amount(value: float) -> str:
+        return scale.change(value).translate(PLAIN)
 
     sage, base = (document["arms"][found[side]]["label"] for side in ("sage", "base"))
     gap = found["difference"]
     low, high = (amount(value) for value in gap["ci95"])
+    if gap["p_value"] is None:
+        return (
+            f"Whether {sage} differs from {base} cannot be told yet: {scale.label} "
+            f"{amount(gap['mean'])} with each of {found['n']} paired seeds. {found['settles']}"
+        )
     details = (
-        f"{metric.label} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
+        f"{scale.label} {amount(gap['mean'])} (95% interval {low} to {high}, p = "
         f"{gap['p_value']:.2g}, {found['n']} paired seeds)"
     )
     if "examples_ci95" in found:
@@ -288,7 +321,7 @@ def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) ->
             f"; p = {found['p_holm']:.2g} after Holm's correction for {found['holm_of']} "
             f"comparisons with {base}"
         )
-    margin = amount(found["margin"], "")
+    margin = scale.margin(found["margin"]).translate(PLAIN)
     match found["verdict"]:
         case "better":
             return f"{sage} is better than {base}: {details}."
@@ -297,7 +330,12 @@ def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) ->
         case "equivalent":
             real = " The difference is real but within the margin." if found["significant"] else ""
             return f"{sage} and {base} are equivalent within {margin}: {details}.{real}"
-    detectable = amount(found["smallest_detectable"], "")
+    if any(found["failed"].values()):
+        return (
+            f"Undecided between {sage} and {base}, since some runs did not end with a score. "
+            f"Without them: {details}. {found['settles']}"
+        )
+    detectable = scale.amount(found["smallest_detectable"]).translate(PLAIN)
     return (
         f"No difference between {sage} and {base} was found, nor is it shown that there is none: "
         f"{details}. With these seeds a difference of {detectable} would have been found in four "

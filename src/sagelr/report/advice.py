@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,11 +76,13 @@ def _code(study: Study, sage: Arm) -> str:
     arm = study.data["recipe"]["arms"][sage.name]
     options = {**arm["options"], **(sage.chosen or {})}
     scope = {} if arm["scope"] == "attention+ffn" else {"sage": arm["scope"]}
-    decay = {key: options.pop(key) for key in ("weight_decay",) if key in options}
+    decay = _decay(study, sage, options.pop("weight_decay", None))
     groups = ", ".join(["model", *(f"{key}={value!r}" for key, value in (decay | scope).items())])
     given = ", ".join(f"{key}={value!r}" for key, value in options.items())
     name = arm["optimizer"]
     imports = f"from sagelr import {name}, param_groups"
+    if name.startswith("Control"):
+        imports = f"from sagelr import param_groups\nfrom sagelr.optim.controls import {name}"
     if arm["role"] == "variant":
         imports = f"from sagelr import param_groups\nfrom torch.optim import {name}"
     scale = arm.get("scope_lr_scale", 1.0)
@@ -97,6 +100,18 @@ def _code(study: Study, sage: Arm) -> str:
     )
 
 
+def _decay(study: Study, arm: Arm, given: float | None) -> dict[str, float]:
+    """The weight decay that an arm was trained with, to be said in its groups.
+
+    The optimizers' own defaults and that of `param_groups` are not all alike.
+    """
+    if given is None:
+        runs = [run["options"] for run in study.reported(arm)]
+        groups = [group["weight_decay"] for used in runs[:1] for group in used.get("groups", ())]
+        given = max(groups, default=None)
+    return {} if given is None else {"weight_decay": given}
+
+
 def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
     if is_far_apart(study, sage, base):
         return [_nearer(study, sage, base), Step(f"Until then, stay with {base.label}.")]
@@ -104,18 +119,20 @@ def _after_worse(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
 
 
 def _after_equivalent(study: Study, found: Any, sage: Arm, base: Arm) -> list[Step]:
-    steps = [
-        Step(
-            f"Here {base.label} is enough: it has one setting less to tune and keeps less state. "
-            "Nothing is lost by either choice."
-        ),
-        Step(
-            "Try where there may be more to gain. SAGE's authors report gains from fine-tuning "
-            "BERT and RoBERTa, on translation, and with large vision transformers: models with "
-            "many parameters that would otherwise stay idle. What can be compared:",
-            "sagelr recipes",
-        ),
-    ]
+    less = "one setting less to tune and keeps less state"
+    if sage.role == "variant":
+        less = "one learning rate less to choose"
+    enough = f"Here {base.label} is enough: it has {less}. Nothing is lost by either choice."
+    steps = [Step(enough)]
+    if sage.role == "sage":
+        steps.append(
+            Step(
+                "Try where there may be more to gain. SAGE's authors report gains from fine-tuning "
+                "BERT and RoBERTa, on translation, and with large vision transformers: models with "
+                "many parameters that would otherwise stay idle. What can be compared:",
+                "sagelr recipes",
+            )
+        )
     if any(run.get("audit") for run in study.data["runs"]):
         steps.append(
             Step(
@@ -154,10 +171,11 @@ def _after_inconclusive(study: Study, found: Any, sage: Arm, base: Arm) -> list[
 
 def _nearer(study: Study, sage: Arm, base: Arm) -> Step:
     """A study with an arm's grid at the best lr of its base, which costs that arm's runs alone."""
-    others = study.data["recipe"]["arms"][sage.name].get("grid", {})
-    axes = {"lr_ratio": [0.5, 1.0, 2.0, 4.0]}
-    if others := {axis: values for axis, values in others.items() if axis != "lr"}:
-        axes = {"lr_ratio": [1.0, 2.0], **others}
+    grids = [study.data["recipe"]["arms"][arm.name].get("grid", {}) for arm in (sage, base)]
+    own, size = grids[0], math.prod(map(len, grids[1].values())) if grids[1] else 4
+    others = {axis: values for axis, values in own.items() if axis not in ("lr", "lr_ratio")}
+    rates = max(1, size // math.prod(map(len, others.values())))
+    axes = {"lr_ratio": [2.0 ** (at - (rates - 1) // 2) for at in range(rates)], **others}
     grid = ", ".join(f"{axis} = {values}" for axis, values in axes.items())
     return Step(
         f"This does not settle it: {sage.label} was not tried near {base.label}'s best lr. A "
@@ -176,6 +194,11 @@ def _wider(study: Study, sage: Arm) -> Step:
     tried = f"lr {_ends(grid.get('lr', []))}"
     if "beta0" in grid:
         tried += f" and β0 {listed([f'{value:g}' for value in grid['beta0']])}"
+    if sage.role == "variant":
+        return Step(
+            f"{sage.label} was tried at {tried}. A finer grid for both arms alike, in a study of "
+            "its own, is the next thing to try."
+        )
     return Step(
         f"{sage.label} was tried at {tried}. SAGE's authors found β0 from 0.6 to 0.9 right, by "
         "task, and an lr of 2 to 5 times the base's; a finer grid for both arms alike, in a study "
@@ -238,13 +261,15 @@ def _again(command: str, change: str, name: str) -> str:
     Examples:
         >>> _again("sagelr compare mine --out runs/a", "train.epochs=9", "mine")
         'sagelr compare mine --set train.epochs=9 --out runs/a-2 --reuse runs/a'
+        >>> _again("sagelr compare mine --out runs/a/", "train.epochs=9", "mine").split()[-3:]
+        ['runs/a-2', '--reuse', 'runs/a']
         >>> _again("sagelr compare mine --storage URL", "train.epochs=9", "mine").split()[-2:]
         ['--study', 'mine-2']
     """
     kept, out = _without(_words(command), "--out")
     kept, _ = _without(kept, "--reuse")
     kept, study = _without(kept, "--study")
-    out = out or f"runs/{name}"
+    out = (out or f"runs/{name}").rstrip("/")
     further = ["--set", change, "--out", f"{out}-2", "--reuse", out]
     if any(word.startswith("--storage") for word in kept):
         further += ["--study", f"{study or name}-2"]
@@ -265,7 +290,16 @@ def _without(words: list[str], option: str) -> tuple[list[str], str | None]:
 
 
 def _without_quick(command: str) -> str:
-    return shlex.join([word for word in _words(command) if word != "--quick"])
+    """The command for the whole study, in a folder and under a name of its own.
+
+    Examples:
+        >>> _without_quick("sagelr compare mine --quick --out runs/a --jobs 2")
+        'sagelr compare mine --jobs 2'
+    """
+    kept = [word for word in _words(command) if word != "--quick"]
+    for option in ("--out", "--study", "--reuse"):
+        kept, _ = _without(kept, option)
+    return shlex.join(kept)
 
 
 def _words(command: str) -> list[str]:

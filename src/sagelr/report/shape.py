@@ -103,11 +103,11 @@ COMPARISON = {
         "mean": NUMBER,
         "ci95": [NUMBER],
         "ci90": [NUMBER],
-        "p_value": NUMBER,
+        "p_value": Maybe(NUMBER),
         "effect_size": Maybe(NUMBER),
     },
     "gain": NUMBER,
-    "smallest_detectable": NUMBER,
+    "smallest_detectable": Maybe(NUMBER),
     "margin": NUMBER,
     "verdict": str,
     "significant": bool,
@@ -142,7 +142,7 @@ RESULTS = {
     "tuning": Each({"chosen": Maybe(GRID_POINT), "on_edge": bool, "extended": [str]}),
     "comparisons": [COMPARISON],
     "looks": [int],
-}
+}  # and, since it is kept, selector: a METRIC
 
 GROUP = SPREAD | {
     "name": str,

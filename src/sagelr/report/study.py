@@ -69,7 +69,12 @@ class Study:
 
     def scale_of(self, score: str) -> Scale:
         """How a validation score is shown."""
-        return self.scale if score == self.scale.name else Scale(score) if score != "loss" else LOSS
+        if score == self.scale.name:
+            return self.scale
+        selector = self.data.get("selector")  # files before it was kept have none
+        if selector is not None and selector["name"] == score:
+            return Scale.of(selector)
+        return LOSS if score == LOSS.name else Scale(score)
 
     def reported(self, arm: Arm) -> list[Run]:
         """Runs that went well at the chosen setting with the seeds of the report, by seed."""

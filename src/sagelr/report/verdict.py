@@ -131,7 +131,8 @@ def _sentence(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> s
     )
     if not scale.greater_is_better:
         told += " (lower is better)"
-    told += f". The difference of {scale.change(gap['mean'])} (95% interval {low} to {high}) "
+    interval = "" if alike(found) else f" (95% interval {low} to {high})"
+    told += f". The difference of {scale.change(gap['mean'])}{interval} "
     margin = scale.margin(found["margin"])
     match found["verdict"]:
         case "better" | "worse":
@@ -149,11 +150,18 @@ def _sentence(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> s
         return (
             told + f"leaves those runs out and decides nothing. {found['settles'] or ''}".rstrip()
         )
+    if alike(found):
+        return f"{told}is the same for every seed. {found['settles'] or ''}".rstrip()
     return (
         f"{told}includes zero, and reaches beyond the margin of {margin}. A true difference of "
         f"{scale.amount(found['smallest_detectable'])} would have been found in four cases "
         "out of five; a smaller one may have been missed."
     )
+
+
+def alike(found: Mapping[str, Any]) -> bool:
+    """Whether a comparison is open because its few differences are all alike, without a spread."""
+    return found["verdict"] == "inconclusive" and found["difference"].get("sd") == 0
 
 
 def _facts(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> list[Fact]:
@@ -168,6 +176,9 @@ def _facts(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> list
         )
         for arm in (sage, base)
     ]
+    if alike(found):
+        about = f"the same for each of {count(found['n'], 'seed')}: no interval can be told"
+        return [*facts, Fact("Difference", scale.change(gap["mean"]), about)]
     facts.append(Fact("Difference", scale.change(gap["mean"]), f"95% interval {low} to {high}"))
     facts.append(
         Fact(

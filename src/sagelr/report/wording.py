@@ -137,13 +137,15 @@ def share(value: float | None) -> str:
     return f"{percent:.1f}%" if percent >= 1 else f"{percent:.2g}%" if percent else "0%"
 
 
-def p_value(value: float) -> str:
+def p_value(value: float | None) -> str:
     """A p-value with its sign of relation, as far as it means something.
 
     Examples:
-        >>> p_value(0.7353), p_value(0.0123)
-        ('0.74', '0.012')
+        >>> p_value(0.7353), p_value(0.0123), p_value(None)
+        ('0.74', '0.012', '–')
     """
+    if value is None:
+        return "–"
     return f"<{FIXED}0.001" if value < 0.001 else f"{value:.2g}"
 
 

@@ -17,14 +17,17 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, as_now
 from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
+from sagelr.study.plan import FIRST_REPORT_SEED
 from sagelr.study.storage import DATABASE, Storage
 from sagelr.training.precision import precision_here, settled
 
 RESULTS, PAGE = "results.json", "report.html"
 # What may differ between two starts of one study: none of it changes a finished run or its verdict.
 FREE = ("title", "description", "quick", "aliases", "study.report_seeds")
+RUNS = ("tune/", "report/")  # what the names of records of runs begin with
 PRECISION = "train.precision"
-EXTENSIONS = "study.max_extensions"  # until settings are chosen, it may still be changed
+# Until settings are chosen, or a grid is placed by its base's best lr, it may still be changed.
+EXTENSIONS = "study.max_extensions"
 
 
 def make_folder(out: Path, shared: bool) -> None:
@@ -68,7 +71,7 @@ def open_study(
         UsageError: it, or the folder, is another study's.
     """
     mine = {
-        "id": uuid.uuid4().hex,
+        "id": _forget_what_binds_nothing(storage) or uuid.uuid4().hex,
         "recipe": recipe.to_json(),
         "created": results.now(),
         "quick": quick,
@@ -79,6 +82,12 @@ def open_study(
     }
     known = storage.settle("study", mine)
     _same_recipe(as_now(known["recipe"]), mine["recipe"], storage, out)
+    if known["quick"] != quick:
+        raise UsageError(
+            f"{_where(storage, out)} is {'a smoke run' if known['quick'] else 'no smoke run'}, and "
+            f"this one {'is' if quick else 'is none'}. Start it with"
+            f"{'out' if quick else ''} --quick, or begin another study: {another(storage)}."
+        )
     _own_results(out, known["id"])
     for name, then, now in results.other_versions(known, mine):
         note(
@@ -95,6 +104,29 @@ def open_study(
     return settled(recipe, storage.settle("precision", precision_here(recipe.train)))
 
 
+def _forget_what_binds_nothing(storage: Storage) -> str | None:
+    """Take back what earlier starts of a study in a folder settled and no run rests on.
+
+    As long as no run has a result, that is everything but the name of the study in its results: a
+    start that ended before it trained anything, for a mistake in the command, leaves the folder
+    free for the right one. On a server others may be at work by these records.
+
+    Returns:
+        The id of the study, if it has one.
+    """
+    if storage.shared:
+        return None
+    storage.look()
+    records = storage.records
+    known = records.get("study", {}).get("id")
+    if any(name.startswith(RUNS) for name in records):
+        storage.forget([name for name in records if name.startswith("seeds=")])
+    else:
+        storage.forget([*records])
+        storage.forget_queues()
+    return known
+
+
 def about(records: Mapping[str, Any], command: str) -> dict[str, Any]:
     """What results.json says of the study itself.
 
@@ -107,8 +139,19 @@ def about(records: Mapping[str, Any], command: str) -> dict[str, Any]:
 
 
 def report_seeds(records: Mapping[str, Any]) -> int:
-    """How many seeds the arms are compared on: as many as were ever asked for."""
-    return max(value for name, value in records.items() if name.startswith("seeds="))
+    """How many seeds the arms are compared on: as many as are asked for or have been used."""
+    asked = [value for name, value in records.items() if name.startswith("seeds=")]
+    return max([*asked, seeds_used(records)])
+
+
+def seeds_used(records: Mapping[str, Any]) -> int:
+    """How many seeds there are up to the last that has a report run or was looked at; 0 before.
+
+    None of them may be left out any more.
+    """
+    looks = [value for name, value in records.items() if name.startswith("look=")]
+    runs = [run["seed"] for name, run in records.items() if name.startswith("report/")]
+    return max([0, *looks, *(seed - FIRST_REPORT_SEED + 1 for seed in runs)])
 
 
 def note_look(storage: Storage) -> None:
@@ -153,14 +196,17 @@ def _same_recipe(
             recipe[PRECISION] = storage.records.get("precision", "auto")
     differing = changes(before, after)
     if differing:
-        where = f"Study {storage.study!r} of {storage.place}" if storage.shared else str(out)
         begun_with = "the settings it was begun with"
         if (out / RESULTS).is_file():
             begun_with += f" ({out / RESULTS} has them, and can be given as the recipe)"
         raise UsageError(
-            f"{where} has other settings: {first_of(differing)}. Its runs are kept. Use "
-            f"{begun_with}, or begin another study: {another(storage)}."
+            f"{_where(storage, out)} has other settings: {first_of(differing)}. Its runs are kept. "
+            f"Use {begun_with}, or begin another study: {another(storage)}."
         )
+
+
+def _where(storage: Storage, out: Path) -> str:
+    return f"Study {storage.study!r} of {storage.place}" if storage.shared else str(out)
 
 
 def another(storage: Storage) -> str:

@@ -44,7 +44,8 @@ class Tuned:
         mean: what it was chosen by; inf without one.
         on_edge: whether its lr is at an end of the grid, where a better one may lie beyond.
         extended: what was added, in order, as "lr up to 0.016".
-        placed_at: lr of its base that the grid began as multiples of; None for a grid of its own.
+        placed_at: best lr of its base that the grid began as multiples of; None for a grid of its
+            own, and where the base was not tuned.
     """
 
     grid: Grid
@@ -132,7 +133,7 @@ def _place(recipe: Recipe, name: str, base: Setting | None) -> _Placed:
     if not arm.follows_base or arm.base is None:
         return _Placed(arm.grid_at(1.0))
     base_lr = (base or recipe.middle(arm.base))["lr"]
-    return _Placed(arm.grid_at(base_lr), base_lr)
+    return _Placed(arm.grid_at(base_lr), base_lr if base else None)
 
 
 def _tuned(arm: _Placed, means: Mapping[str, float]) -> Tuned:

@@ -154,8 +154,14 @@ class Queue:
     def _missing(self, runs: Sequence[Run]) -> list[Run]:
         return [run for run in runs if not self.is_closed(run) and not self._is_open(run.key)]
 
-    def claim(self) -> Run | None:
-        """The next waiting run, which is this process's from now on; None if there is none."""
+    def claim(self, wanted: Sequence[Run] | None = None) -> Run | None:
+        """The next waiting run, which is this process's from now on; None if there is none.
+
+        Args:
+            wanted: what there is to do; in a folder, whatever else an earlier start left waiting,
+                such as seeds that are no longer asked for, is closed. None takes any.
+        """
+        asked = None if wanted is None or self.storage.shared else {run.key for run in wanted}
         if not self._waiting:
             return None
         with self.storage.explained(), self.storage.locked():
@@ -165,7 +171,8 @@ class Queue:
                 found = trial.user_attrs
                 key = found.get("key")
                 self._waiting.discard(key)
-                if key is None or key in self.storage.records or self._is_open(key):
+                stale = asked is not None and key not in asked
+                if key is None or stale or key in self.storage.records or self._is_open(key):
                     self._close(trial)
                     continue
                 run = Run(self.stage, found["arm"], found["setting"], found["seed"])

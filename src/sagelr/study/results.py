@@ -21,10 +21,12 @@ import sagelr
 from sagelr.recipe import Recipe, Setting
 from sagelr.study import statistics
 from sagelr.study.plan import Tuned
+from sagelr.tasks import Metric
 from sagelr.train import Run, name_of
 from sagelr.training.run import on_cpu
 
 SCHEMA = 1
+LOSS = Metric("loss", greater_is_better=False)
 LIBRARIES = ("torch", "transformers", "accelerate", "optuna", "numpy", "scipy", "scikit-learn")
 
 
@@ -114,6 +116,7 @@ def assemble(
         "progress": {"done": len(runs), "total": max(total, len(runs))},
         "command": about["command"],
         "recipe": shown,
+        "selector": selector(recipe).to_json(),
         "overrides": about["overrides"],
         "machine": about["machine"],
         "versions": about["versions"],
@@ -140,16 +143,21 @@ def assemble(
     }
 
 
+def selector(recipe: Recipe) -> Metric:
+    """The validation score that settings are chosen by."""
+    by = recipe.study.select_by
+    return LOSS if by == LOSS.name else recipe.family.metrics[by]
+
+
 def value_of(recipe: Recipe, result: Mapping[str, Any]) -> float | None:
     """What tuning minimises of a run: inf where it diverged, None where it failed."""
     if result["status"] == "failed":
         return None
     if result["status"] == "diverged":
         return float("inf")
-    by = recipe.study.select_by
-    value = result["scores"]["validation"][by]
-    lower_is_better = by == "loss" or not recipe.family.metrics[by].greater_is_better
-    return value if lower_is_better else -value
+    by = selector(recipe)
+    value = result["scores"]["validation"][by.name]
+    return -value if by.greater_is_better else value
 
 
 def failed(run: Run, reason: str) -> dict[str, Any]:
@@ -242,9 +250,11 @@ def compare(
     for base in arms:
         same = [entry for entry in entries if entry["base"] == base]
         if len(same) > 1:
-            corrected = statistics.holm([entry["difference"]["p_value"] for entry in same])
-            for entry, p_value in zip(same, corrected, strict=True):
-                entry |= {"p_holm": p_value, "holm_of": len(same)}
+            p_values = [entry["difference"]["p_value"] for entry in same]
+            corrected = statistics.holm([1.0 if p is None else p for p in p_values])
+            for entry, own, p_value in zip(same, p_values, corrected, strict=True):
+                if own is not None:
+                    entry |= {"p_holm": p_value, "holm_of": len(same)}
     return entries
 
 

@@ -25,23 +25,42 @@ class Reusable:
     """What another study has.
 
     Attributes:
+        path: as --reuse gives it.
         id: of the study.
         data: as its task described them.
         runs: key → entry of every run that ended by itself, of arms that are the same here.
     """
 
+    path: Path
     id: str
     data: Mapping[str, Any]
     runs: Mapping[str, dict[str, Any]]
 
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Refuse to take over runs on other data.
 
-def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
+        Args:
+            data: of this study, as its task describes them.
+
+        Raises:
+            UsageError: they are others.
+        """
+        if self.data["sha256"] != data["sha256"]:
+            raise UsageError(
+                f"--reuse {self.path}: its runs are on other data: sha256 "
+                f"{self.data['sha256'][:12]}… there, {data['sha256'][:12]}… here. Give the data it "
+                "was made with, or leave --reuse out."
+            )
+
+
+def find(path: Path, recipe: Recipe, begun: Mapping[str, Any]) -> Reusable:
     """Read the runs of another study.
 
     Args:
         path: its folder, or its results.json.
         recipe: of this study, with its precision settled.
-        machine: that began this study, which its runs are of unless they say otherwise.
+        begun: the machine and the versions that began this study, which its runs are of unless
+            they say otherwise.
 
     Raises:
         UsageError: it is no study, or it was made in another way, and which.
@@ -58,15 +77,15 @@ def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
             )
         ours, theirs = recipe.to_json()["arms"], before["arms"]
         same = {name for name in ours if name in theirs and _arm(ours[name]) == _arm(theirs[name])}
-        here = document["machine"] == machine
         runs = {
-            run["key"]: run
-            | {"reused": document["id"]}
-            | ({} if here else {"machine": run.get("machine", document["machine"])})
+            run["key"]: _taken(run, document, begun)
             for run in document["runs"]
-            if run["status"] != "failed" and run["arm"] in same
+            if run["status"] != "failed"
+            and run["arm"] in same
+            and run["sagelr"] == sagelr.__version__
+            and run.get("versions", document["versions"]) == document["versions"]
         }
-        return Reusable(document["id"], document["data"], runs)
+        return Reusable(path, document["id"], {"sha256": document["data"]["sha256"]}, runs)
     except OSError as error:
         raise UsageError(
             f"--reuse {path}: {file} cannot be read ({error.strerror}). Give the folder of a study."
@@ -75,6 +94,15 @@ def find(path: Path, recipe: Recipe, machine: Mapping[str, Any]) -> Reusable:
         raise UsageError(
             f"--reuse {path}: {file} is not what sagelr compare writes. Give the folder of a study."
         ) from None
+
+
+def _taken(
+    run: Mapping[str, Any], document: Mapping[str, Any], begun: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A run as an entry of this study: where it is of another machine or version, it says so."""
+    origin = {key: run.get(key, document[key]) for key in ("machine", "versions")}
+    other = {key: value for key, value in origin.items() if value != begun[key]}
+    return {**run, "reused": document["id"], **other}
 
 
 def _differing(

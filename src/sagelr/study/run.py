@@ -144,14 +144,13 @@ class _Study:
         )
         self.reusable = None
         if request.reuse is not None:
-            begun_on = storage.records["study"]["machine"]
-            self.reusable = reuse.find(request.reuse, self.recipe, begun_on)
-            identity.check_data(storage, self.reusable.data)
+            self.reusable = reuse.find(request.reuse, self.recipe, storage.records["study"])
         self.machine = results.machine(self.recipe.train.device)
+        self.versions = results.versions()
         self.queues = {stage: Queue(storage, stage, request.note) for stage in ("tune", "report")}
         self.crew = Crew(self.recipe, request.jobs)
         self.deaths: dict[str, int] = {}
-        self.told = False  # what the task had to say
+        self.told = False  # what the task had to say, and which data it has
         self.news = True  # whether anything happened since results.json was written
         self.written = self.looked = -math.inf
         self.rest = WRITE_EVERY  # until results.json is written again
@@ -165,14 +164,17 @@ class _Study:
                 if not left:  # of tuning there is always something left, until it is over
                     identity.note_look(self.storage)
                     return self._write("complete", now)
-                if self._take_over(left):
+                if self.reusable is not None and not self.told:
+                    self.crew.staff(1)  # it says which data there are, before any run is taken over
+                elif self._take_over(left):
                     continue
-                queue.enqueue(left)
-                self.crew.staff(sum(run.key not in queue.elsewhere for run in left))
-                for worker in self.crew.idle:
-                    if (run := queue.claim()) is None:
-                        break
-                    worker.send(run)
+                else:
+                    queue.enqueue(left)
+                    self.crew.staff(sum(run.key not in queue.elsewhere for run in left))
+                    for worker in self.crew.idle:
+                        if (run := queue.claim(left)) is None:
+                            break
+                        worker.send(run)
                 if self.news and time.monotonic() - self.written > self.rest:
                     self._write(now.status, now)
                 self._show(now)
@@ -199,25 +201,42 @@ class _Study:
         scores |= dict.fromkeys(tune.given_up if chosen is None else tune.failed)
         most = self.storage.records.get("extensions", self.recipe.study.max_extensions)
         tuning = plan.tuning(self.recipe, scores, most)
-        # Whoever would extend the grids further, here or on another machine, no longer does.
-        if chosen is None and tuning.done and self.storage.settle("extensions", most) == most:
-            chosen = self._choose(tuning)
+        placed = any(arm.placed_at is not None for arm in tuning.arms.values())
+        if chosen is None and tuning.done:
+            self._check_trained(tuning)
+        if chosen is None and (tuning.done or placed):
+            # Whoever would extend the grids further, here or on another machine, no longer does;
+            # and a grid that was placed at its base's best lr stays there.
+            if self.storage.settle("extensions", most) != most:
+                return self._plan()
+            chosen = self._choose(tuning) if tuning.done else None
         seeds = identity.report_seeds(self.storage.records)
         reporting = plan.reporting(self.recipe, chosen, seeds) if chosen else []
         return _Plan(tuning, chosen, reporting, seeds)
 
+    def _check_trained(self, tuning: plan.Tuning) -> None:
+        """Refuse to choose settings where an arm has none to choose from."""
+        for name, tuned in tuning.arms.items():
+            if tuned.chosen is None and tuned.grid["lr"]:  # not for want of a base's
+                self._write("tuning", _Plan(tuning, None, [], self.recipe.study.report_seeds))
+                ended = [run for run in self._runs().values() if run["arm"] == name]
+                last = next((run for run in reversed(ended) if run["error"]), None)
+                reason = last["error"].rstrip(".") if last else "no reason known"
+                remedy = "Mend that, and run the same command again."
+                if any(run["status"] == "diverged" for run in ended):
+                    axis = "lr_ratio" if self.recipe.arms[name].follows_base else "lr"
+                    remedy = (
+                        f"Try a lower arms.{name}.grid.{axis} with --set, in another study: "
+                        f"{identity.another(self.storage)}."
+                    )
+                raise SagelrError(
+                    f"No setting of {name} trained with every seed (lr "
+                    f"{', '.join(f'{lr:g}' for lr in tuned.grid['lr'])}): {reason}. {remedy}"
+                )
+
     def _choose(self, tuning: plan.Tuning) -> dict[str, Setting]:
         """The barrier between tuning and report: from here on the choice stands."""
         chosen = {name: tuned.chosen for name, tuned in tuning.arms.items() if tuned.chosen}
-        for name, tuned in tuning.arms.items():
-            if name not in chosen and tuned.grid["lr"]:  # not for want of a base's
-                self._write("tuning", _Plan(tuning, None, [], self.recipe.study.report_seeds))
-                raise SagelrError(
-                    f"No setting of {name} trained with every seed (lr "
-                    f"{', '.join(f'{lr:g}' for lr in tuned.grid['lr'])}): {self._reason(name)}. "
-                    f"Try a lower arms.{name}.grid.lr with --set, in another study: "
-                    f"{identity.another(self.storage)}."
-                )
         for name, setting in chosen.items() if not self.request.quick else ():
             if tuning.arms[name].on_edge:
                 self.request.note(
@@ -233,11 +252,6 @@ class _Study:
                     f"with arms.{name}.grid.lr_ratio in place of lr would begin there."
                 )
         return self.storage.settle("chosen", chosen)
-
-    def _reason(self, arm: str) -> str:
-        """Why a run of an arm ended, for the last that did."""
-        reasons = [run["error"] for run in self._runs().values() if run["arm"] == arm]
-        return next((reason for reason in reversed(reasons) if reason), "no reason known")
 
     def _take_over(self, runs: list[Run]) -> bool:
         """Publish what another study has of these; whether it had any."""
@@ -258,6 +272,8 @@ class _Study:
         if kind == "ready":
             worker.ready = True
             data, notices = content
+            if self.reusable is not None and not self.told:
+                self.reusable.check_data(data)
             identity.check_data(self.storage, data)
             for line in notices if not self.told else ():
                 self.request.note(line)
@@ -277,8 +293,11 @@ class _Study:
             elif unfit := results.not_finite(content):
                 self._give_up(queue, run, f"{unfit}, which is no number to go by")
             else:
-                if self.machine != self.storage.records["study"]["machine"]:
+                begun = self.storage.records["study"]
+                if self.machine != begun["machine"]:
                     content["machine"] = self.machine
+                if self.versions != begun["versions"]:
+                    content["versions"] = self.versions
                 value = results.value_of(self.recipe, content)
                 queue.publish(run, math.inf if value is None else value, content)
 

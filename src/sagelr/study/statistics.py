@@ -252,20 +252,26 @@ def compare(
         sage: scores of the sage arm, for the same seeds in the same order.
         margin: differences smaller than this do not matter, in units of the scores.
         greater_is_better: False for errors and losses.
+
+    Returns:
+        Plain data. Where a few differences are all alike, p_value and smallest_detectable are
+        None: there is no spread to work them out by.
     """
     found, n = difference(base, sage), len(base)
     verdict = judge(found, n, margin, greater_is_better=greater_is_better)
     needed, settles = None, None
     if verdict == "inconclusive":
         needed, settles = _settle(found, n, margin)
+    told = {key: _plain(value) for key, value in asdict(found).items()}
+    few = found.sd == 0 and n < FEWEST_ALIKE  # no spread to tell anything by
     return {
         "n": n,
-        "difference": {key: _plain(value) for key, value in asdict(found).items()},
+        "difference": told | {"p_value": None} if few else told,
         "gain": found.mean if greater_is_better else -found.mean,
-        "smallest_detectable": smallest_detectable(found.sd, n),
+        "smallest_detectable": None if few else smallest_detectable(found.sd, n),
         "margin": margin,
         "verdict": verdict,
-        "significant": not found.ci95[0] <= 0 <= found.ci95[1],
+        "significant": not few and not found.ci95[0] <= 0 <= found.ci95[1],
         "seeds_needed": needed,
         "settles": settles,
     }
@@ -282,9 +288,14 @@ def _settle(found: Difference, n: int, margin: float) -> tuple[int | None, str]:
     equal = seeds_needed(lambda m: power_to_equate(found.mean, found.sd, m, margin))
     known = [count for count in (differ, equal) if count is not None]
     if not known:
+        narrow = power_to_equate(0.0, found.sd, MOST_SEEDS, margin) < POWER
         return None, (
             f"Not even {MOST_SEEDS:,} seeds would settle it if mean and spread stayed as they are: "
-            "the difference is too close to the margin."
+            + (
+                "the margin is too narrow for how much the seeds differ."
+                if narrow
+                else "the difference is too close to the margin."
+            )
         )
     needed = max(min(known), n + 1)
     if equal == min(known):

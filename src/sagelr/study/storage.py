@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,21 @@ class Storage:
         """Write a record unless there is one of that name, and return what stands."""
         self.record(name, value)
         return self._records[name]
+
+    def forget(self, names: Collection[str]) -> None:
+        """Take records back, of a study in a folder, which no other process reads."""
+        with self.explained(), self._engine.begin() as connection:
+            for name in names:
+                same = (RECORDS.c.study == self.study) & (RECORDS.c.name == name)
+                connection.execute(sa.delete(RECORDS).where(same))
+        for name in names:
+            del self._records[name]
+
+    def forget_queues(self) -> None:
+        """Drop what was queued, of a study in a folder, which no other process reads."""
+        with self.explained():
+            for name in optuna.get_all_study_names(self._optuna):
+                optuna.delete_study(study_name=name, storage=self._optuna)
 
     # -- errors ---------------------------------------------------------------------------------
 

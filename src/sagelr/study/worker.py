@@ -20,7 +20,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.quiet import quiet
 from sagelr.recipe import Recipe
 from sagelr.tasks import Task
-from sagelr.train import Run, train
+from sagelr.train import Run, check_scope, train
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -121,6 +121,7 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
 
         checked = Recipe.model_validate(recipe)
         task = checked.make_task()
+        _check_scopes(checked, task)
         told = [*task.notices(), *notices(checked.train)]
         pipe.send(("ready", (task.describe(), told)))
     except Exception as error:  # whatever it is, the parent has to be told
@@ -148,6 +149,19 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
             pipe.send(("error", _line(error)))
         else:
             pipe.send(("done", result))
+
+
+def _check_scopes(recipe: Recipe, task: Task) -> None:
+    """Find a mistake in an arm's scope now, not when the arms before it are tuned.
+
+    Raises:
+        UsageError: a scope is none, or selects nothing in the model.
+    """
+    scoped = {name: arm for name, arm in recipe.chosen_arms().items() if arm.scoped}
+    if scoped:
+        model = task.model(0)
+        for name, arm in scoped.items():
+            check_scope(name, arm, model)
 
 
 def _audit(recipe: Recipe) -> Callable[[Any, Task], dict[str, Any]] | None:

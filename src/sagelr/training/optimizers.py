@@ -65,6 +65,18 @@ def check_arm(name: str, arm: Arm) -> None:
             raise UsageError(f"arms.{name} at {name_of(setting)}: {error}") from None
 
 
+def check_scope(name: str, arm: Arm, model: nn.Module) -> None:
+    """See that an arm's scope can be found in a model.
+
+    Raises:
+        UsageError: a pattern that is none, or a scope that selects nothing.
+    """
+    try:
+        _groups(model, arm, 0.0)
+    except SagelrError as error:
+        raise UsageError(f"arms.{name}.scope: {str(error).rstrip('.')}.") from None
+
+
 def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.Optimizer:
     """The arm's optimizer over the groups of a model: no decay on biases and norms, SAGE in scope.
 
@@ -82,10 +94,7 @@ def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.
     if decay is None:
         decay = parameters["weight_decay"].default
     sage = arm.role == "sage"
-    try:
-        groups = param_groups(model, weight_decay=decay, sage=arm.scope if arm.scoped else "none")
-    except (TypeError, ValueError) as error:
-        raise SagelrError(f"{arm.label}, scope {arm.scope!r}: {error}") from None
+    groups = _groups(model, arm, decay)
     for group in groups:
         if arm.scope_lr_scale != 1 and group["sage"]:
             group["lr"] = arm.scope_lr_scale * options["lr"]
@@ -96,6 +105,14 @@ def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.
         if "fused" in parameters and device in FUSED_ON and not EXECUTION & options.keys():
             options["fused"] = True
     return cls(groups, **options)
+
+
+def _groups(model: nn.Module, arm: Arm, decay: float) -> list[dict[str, Any]]:
+    """The arm's parameter groups, before its options go over them."""
+    try:
+        return param_groups(model, weight_decay=decay, sage=arm.scope if arm.scoped else "none")
+    except (TypeError, ValueError) as error:
+        raise SagelrError(f"{arm.label}, scope {arm.scope!r}: {error}") from None
 
 
 def _options(arm: Arm, setting: Setting) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from sagelr.report.charts.figure import (
     stack,
 )
 from sagelr.report.study import Arm, Study, mean, spread, test
+from sagelr.report.verdict import alike
 from sagelr.report.wording import listed
 
 DOT = 0.13  # between dots beside each other, where arms are 1 apart
@@ -183,6 +184,8 @@ def _where(study: Study, found: Mapping[str, Any]) -> str:
             return f"The interval around the mean difference, {mean_gap}, lies within the margin"
         case "better" | "worse":
             return f"The mean difference, {mean_gap}, is clear of zero"
+    if alike(found):
+        return f"Each difference is {mean_gap}: too few seeds to tell a spread"
     if found["significant"]:
         return f"The mean difference, {mean_gap}, is not to be relied on"
     return f"The interval around the mean difference, {mean_gap}, holds zero and more"
@@ -252,6 +255,8 @@ def _spread(study: Study, shown: list[tuple[Arm, list[int], list[float]]]) -> st
     spreads = [found for _, _, values in shown if (found := spread(values)) is not None]
     if not spreads:
         return "The first scores of the arms"
+    if max(means) == min(means) and not max(spreads):
+        return "All scores are alike"
     if max(means) - min(means) < max(spreads):
         return "Seeds of one arm differ by more than the arms do"
     return "The arms differ by more than the seeds of one arm do"
