@@ -112,6 +112,15 @@ def test_a_request_that_cannot_be_right(program, tmp_path, words, says):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_file_is_no_folder(program, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    status, _, err = program("--shapes", "small", "--out", str(file))
+    assert status == 2
+    assert "is a file. Give --out a folder" in " ".join(err.split())
+    assert file.read_text() == "mine"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(program):
     status, _, err = program("--device", "cuda")

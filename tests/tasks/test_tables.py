@@ -81,6 +81,7 @@ WRONG = {
     "twice.csv": ("text,text\na,1\n", r"twice\.csv, line 1: two columns are called 'text'"),
     "noname.csv": ("text,\na,1\n", r"noname\.csv, line 1: column 2 has no name"),
     "latin.csv": (b"text,label\na,1\ncaf\xe9,0\n", r"latin\.csv, line 3: byte 0xe9 is not UTF-8"),
+    "wide.csv": ("text,label\na,1\n".encode("utf-16"), r"0xff is not UTF-8.*iconv -f UTF-16"),
     "bad.jsonl": ('{"text": "a"}\n{"text": }\n', r"bad\.jsonl, line 2: not JSON"),
     "list.jsonl": ("[1, 2]\n", r"list\.jsonl, line 1: a JSON list, not an object"),
 }

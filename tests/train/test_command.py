@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sagelr.audit.subjects import find
 from sagelr.commands import app
+from sagelr.commands.train import _Stop
 from sagelr.errors import SagelrError, UsageError
 from sagelr.train import StoppedTrainingError
 from sagelr.training import checkpoint, precision
@@ -160,3 +161,12 @@ def test_nothing_of_a_training_before_is_left(trained, tmp_path):
     sagelr("--out", folder, "--overwrite", "--seed", 7)
     assert json.loads((folder / "run.json").read_text())["seed"] == 7
     assert not (folder / "optimizer.pt").exists()
+
+
+def test_a_signal_after_the_last_step_promises_no_checkpoint(capsys):
+    stop = _Stop()
+    stop.over = True
+    stop.catch(2, None)
+    assert "Every step is taken; the scores follow." in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        stop.catch(2, None)

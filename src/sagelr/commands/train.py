@@ -101,12 +101,17 @@ def train(
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
     stop = _Stop()
+
+    def observe(moment: Moment) -> None:
+        display.show(moment)
+        stop.over = moment.step >= moment.total
+
     with _how_to_go_on(folder, stop), _Display() as display, _ctrl_c(stop, processes() == 1):
         result = run(
             checked,
             Run("train", name, setting, seed),
             task,
-            observe=display.show if main else None,
+            observe=observe if main else None,
             stop=stop if processes() == 1 else None,
             score_test=test,
             save=folder,
@@ -178,6 +183,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self.over = False  # every step is taken, and the model is being scored
 
     def __call__(self) -> bool:
         return self.caught is not None
@@ -186,7 +192,10 @@ class _Stop:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = signum
-        console.print("Saving a checkpoint. Once more to stop without.", markup=False)
+        told = "Saving a checkpoint. Once more to stop without."
+        if self.over:
+            told = "Every step is taken; the scores follow. Once more to stop without the model."
+        console.print(told, markup=False)
 
 
 @contextlib.contextmanager

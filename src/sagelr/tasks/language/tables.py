@@ -74,9 +74,10 @@ def read_text(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
+        encoding = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "ISO-8859-1"
         raise UsageError(
             f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 text. Save the file "
-            "as UTF-8, for example with: iconv -f ISO-8859-1 -t UTF-8."
+            f"as UTF-8, for example with: iconv -f {encoding} -t UTF-8."
         ) from None
     return text.replace("\r\n", "\n")
 
