@@ -93,8 +93,8 @@ class SageOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse or not laid out as its parameter; nothing has been
-                changed then.
+            RuntimeError: a gradient is sparse or not laid out as its parameter, or one is where no
+                graph can be captured; nothing has been changed then.
         """
         self._accelerator_graph_capture_health_check()
         loss = None
@@ -117,7 +117,10 @@ class SageOptimizer(Optimizer):
         name = type(self).__name__
         by_chance = group["state_format"] != "float32" or group["rounding"] != "nearest"
         items = []
+        held = group["capturable"] and not torch.compiler.is_compiling()
         for i, param, grad in with_grad(name, group):
+            if held:
+                _check_capturable(name, param)
             offset, sharded = 0, False
             if shards.is_dtensor(param) or shards.is_dtensor(grad):
                 shown, sharded = label(group, i), True
@@ -147,8 +150,6 @@ class SageOptimizer(Optimizer):
             relative = dict(zip(positions, multipliers, strict=True))
         for coded, same in _alike(plan, items):
             kind = plan.with_codes() if coded else plan
-            if plan.capturable and not torch.compiler.is_compiling():
-                _check_capturable(type(self).__name__, same[0].param)
             states = [self.state[item.param] for item in same]
             params = [item.param for item in same]
             state = {name: [own[name] for own in states] for name in kind.stored_names()}
