@@ -169,14 +169,28 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     assert bool((first["b/bits.png"] == 255).all())
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_repeated_images_stay_together(cache: bool, tmp_path: Path) -> None:
+    for n in range(60):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", fill=(n % 20, 0, 0))
+    task = make(tmp_path, cache=cache, side=16)
+    kinds = [
+        {int(images[row]["pixel_values"][0, 0, 0]) for row in range(len(images))}
+        for images in (task.train, task.validation, task.test)
+    ]
+    assert (sum(map(len, kinds)) == len(set.union(*kinds))) == cache
+    assert any("repeat another: 40;" in line for line in task.notices()) == cache
+
+
 def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
     for n in range(8):
         wide = np.full((16, 16), 257 * (40 if n % 2 else 200), dtype=np.uint16)
+        wide[0, n] = 257 * 100
         path = tmp_path / "ab"[n % 2] / f"{n}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(wide).save(path)
     levels = {int(level) for level in pixels(make(tmp_path)).unique()}
-    assert levels == {40, 200}
+    assert levels == {40, 100, 200}
     file = io.BytesIO()
     Image.fromarray(np.full((16, 16), 0.5, dtype=np.float32)).save(file, "tiff")
     entry = make(tmp_path)._source.entries[0]
@@ -259,7 +273,7 @@ def test_sizes(digit_images: Path, tiny_vit: Path, tmp_path: Path) -> None:
         assert (task.side, task.size) == sizes
         assert task.collate([task.test[0]])["pixel_values"].shape == (1, 3, sizes[1], sizes[1])
     for n, size in enumerate([(20, 30), (16, 16), (40, 40), (8, 8)] * 5):
-        picture(tmp_path / "ab"[n % 2] / f"{n}.png", size)
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", size, fill=(n, 0, 0))
     assert make(tmp_path, tiny_vit).side == 16
     with pytest.raises(UsageError, match=r"different sizes.*--set task\.side=64"):
         make(tmp_path)

@@ -21,7 +21,7 @@ from sagelr.tasks import Metric, Task, logits_of, right
 from sagelr.tasks.splits import arrange
 from sagelr.tasks.vision import sources, vit
 from sagelr.tasks.vision.augment import resize
-from sagelr.tasks.vision.decoded import common_side, decoded
+from sagelr.tasks.vision.decoded import common_side, decoded, first_alike
 from sagelr.tasks.vision.rows import Augmentation, Fresh, Images, Kept
 
 if TYPE_CHECKING:
@@ -104,14 +104,19 @@ class ImageClassification(Task):
             role: [number[source.entries[place].label] for place in found]
             for role, found in places.items()
         }
+        pictures = Kept(decoded(source, self.side)) if data.cache else Fresh(source, self.side)
+        # Copies in two splits would be learnt by heart; without the cache, finding them takes long.
+        alike = first_alike(source, self.side) if data.cache else range(len(source.entries))
+        groups = [alike[place] for place in places["train"]]
+        self._repeated = len(groups) - len(set(groups))
         self._parts = arrange(
             labels,
             validation=data.validation,
             test=data.test,
             seed=data.split_seed,
             limit=data.limit,
+            groups=groups,
         )
-        pictures = Kept(decoded(source, self.side)) if data.cache else Fresh(source, self.side)
         augmentation = None
         if data.augment != "none":
             padding = self.side // 8 if data.padding is None else data.padding
@@ -231,6 +236,10 @@ class ImageClassification(Task):
             f"Splits: {rows}.",
             *self._source.left_out,
         ]
+        if self._repeated:
+            lines.append(
+                f"Training images that repeat another: {self._repeated:,}; they stay in one split."
+            )
         if self._pretrained is not None and not self._pretrained.processor:
             lines.append(
                 f"{self._model.name} comes without preprocessor_config.json: colours go from -1 to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -127,6 +128,26 @@ def decoded(source: Source, side: int) -> Tensor:
     path = kept(f"images-{source.digest[:20]}-{side}-{VERSION}.npy", make)
     # Copy on write: torch wants memory that may be written to, and the file stays as it is.
     return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def first_alike(source: Source, side: int) -> list[int]:
+    """For every image the place of the first with the same pixels, which may be its own.
+
+    Args:
+        source: of the images.
+        side: pixels along their sides, as `decoded` keeps them.
+    """
+
+    def make(path: Path) -> None:
+        first: dict[bytes, int] = {}
+        found = [
+            first.setdefault(hashlib.sha256(image).digest(), place)
+            for place, image in enumerate(decoded(source, side).numpy())
+        ]
+        path.write_text(json.dumps(found), encoding="utf-8")
+
+    path = kept(f"alike-{source.digest[:20]}-{side}-{VERSION}.json", make)
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _images(source: Source) -> Iterator[Image]:
