@@ -94,9 +94,14 @@ def train(
     check_arm(name, chosen.model_copy(update={"grid": grid}))
     folder = out or Path("runs") / f"{checked.name}-{name}-seed{seed}"
     if main:
-        _make_folder(folder, resume, overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
+        _check_folder(folder, resume, overwrite)
     task = checked.make_task()
+    if predict:
+        task.prepare_predictions()
+    if main:
+        if overwrite and not resume:  # only now: what is refused has to leave all as it was
+            checkpoint.clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     for line in (*task.notices(), *notices(checked.train)):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
@@ -154,7 +159,7 @@ def train(
         console.print(f"Predictions: {folder / 'predictions'}: {files}", soft_wrap=True)
 
 
-def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """See that the folder is the training's to write into."""
     from sagelr.training import checkpoint
 
@@ -168,14 +173,12 @@ def _make_folder(folder: Path, resume: bool, overwrite: bool) -> None:
                 f"--resume needs a checkpoint in {folder}, and {why}. Leave --resume out to begin "
                 "a training, or give --out the folder of one that was stopped."
             )
-    elif folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            stopped = checkpoint.last(folder)
-            go_on = ", or --resume to go on from its checkpoint" if stopped else ""
-            raise UsageError(
-                f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
-            )
-        checkpoint.clear(folder)
+    elif not overwrite and folder.exists() and any(folder.iterdir()):
+        stopped = checkpoint.last(folder)
+        go_on = ", or --resume to go on from its checkpoint" if stopped else ""
+        raise UsageError(
+            f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
+        )
 
 
 class _Stop:
