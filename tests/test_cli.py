@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import sagelr
 from sagelr.cli import EXTRAS, explain, main
@@ -89,6 +90,10 @@ def test_a_recipe_is_shown_as_it_can_be_used(program, tmp_path):
         (OSError(errno.EACCES, "Permission denied", "x"), 1, "--out a folder that you may write"),
         (OSError(errno.EIO, "Input/output error"), 1, "Error: Input/output error. Check"),
         (RuntimeError("unexpected pos 9 vs 1"), 1, "Error: no space left on the device. Make room"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            *(1, "Error: no space left on the device. Make room"),
+        ),
         (RuntimeError("at\nodds"), 1, "Error: RuntimeError: at odds\nThis should not happen."),
         (ModuleNotFoundError(name="no_such"), 1, "This should not happen"),
     ],

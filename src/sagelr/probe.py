@@ -49,19 +49,18 @@ def multiplier(optimizer: Optimizer, param: Tensor) -> Tensor:
 
 
 def _relative(optimizer: Optimizer, group: Mapping[str, Any], param: Tensor) -> Tensor:
-    if param.ndim < 2:
-        return torch.ones_like(param, dtype=compute_dtype(param.dtype))
     compared = [param]
     if group["relative_over"] == "group":
-        compared = [p for p in group["params"] if p.grad is not None and p.ndim >= 2]
+        compared = [each for each in group["params"] if each.grad is not None]
     seen = [observe(optimizer, group, each) for each in compared]
-    smoothed = [corrected for _, _, corrected in seen]
-    variation = [rule.variation(current, corrected) for current, _, corrected in seen]
-    multipliers = rule.relative_multiplier(
-        smoothed,
-        group["relative"],
-        group["sage_eps"],
-        variation=variation if group["relative_confidence"] else None,
+    multipliers = rule.relative_multipliers(
+        [smoothed for _, _, smoothed in seen],
+        [rule.variation(current, smoothed) for current, _, smoothed in seen],
+        [each.ndim for each in compared],
+        strength=group["relative"],
+        eps=group["sage_eps"],
+        over=group["relative_over"],
+        confidence=group["relative_confidence"],
     )
     return next(r for each, r in zip(compared, multipliers, strict=True) if each is param)
 

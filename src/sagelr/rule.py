@@ -31,6 +31,7 @@ __all__ = [
     "multiplier_bound",
     "ratio_multiplier",
     "relative_multiplier",
+    "relative_multipliers",
     "sensitivity",
     "smooth",
     "variation",
@@ -229,6 +230,44 @@ def relative_multiplier(
         ]
     total = _sum(weights)
     return [weight * (count / total.to(weight)) for weight in weights]
+
+
+def relative_multipliers(
+    smoothed: Tensors,
+    variation: Tensors,
+    ndims: Sequence[int],
+    *,
+    strength: float,
+    eps: float,
+    over: str,
+    confidence: bool,
+) -> list[Tensor]:
+    """`relative_multiplier` of the tensors of a group: matrices are compared; 1 for the others.
+
+    Args:
+        smoothed: Ī of each, of its shape or as some of its elements.
+        variation: U of each, alike.
+        ndims: dimensions of each whole tensor.
+        strength: α.
+        eps: ε.
+        over: "tensor" compares within each matrix, "group" over all of them.
+        confidence: whether the variation has a say.
+
+    Returns:
+        r of each tensor, of the shape of its Ī.
+    """
+    found = [torch.ones_like(each) for each in smoothed]
+    matrices = [i for i, ndim in enumerate(ndims) if ndim >= 2]
+    for compared in [matrices] if over == "group" else [[i] for i in matrices]:
+        multipliers = relative_multiplier(
+            [smoothed[i] for i in compared],
+            strength,
+            eps,
+            variation=[variation[i] for i in compared] if confidence else None,
+        )
+        for i, multiplier in zip(compared, multipliers, strict=True):
+            found[i] = multiplier
+    return found
 
 
 def _sum(tensors: Tensors) -> Tensor:

@@ -293,17 +293,15 @@ def _multipliers(group: Mapping[str, Any], pieces: Sequence[_Piece]) -> list[Ten
         [part for piece in pieces for part in getattr(piece, name).split(piece.sizes)]
         for name in ("smoothed", "variation")
     )
-    matrices = [i for i, param in enumerate(params) if param.ndim >= 2]
-    multipliers = [torch.ones_like(average) for average in smoothed]
-    for together in [matrices] if group["relative_over"] == "group" else [[i] for i in matrices]:
-        results = rule.relative_multiplier(
-            [smoothed[i] for i in together],
-            group["relative"],
-            group["sage_eps"],
-            variation=[variation[i] for i in together] if group["relative_confidence"] else None,
-        )
-        for i, result in zip(together, results, strict=True):
-            multipliers[i] = result
+    multipliers = rule.relative_multipliers(
+        smoothed,
+        variation,
+        [param.ndim for param in params],
+        strength=group["relative"],
+        eps=group["sage_eps"],
+        over=group["relative_over"],
+        confidence=group["relative_confidence"],
+    )
     of = iter(multipliers)
     return [torch.cat([next(of) for _ in piece.params]) for piece in pieces]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sagelr import recipe as recipes
 from sagelr.audit import audit as measure
 from sagelr.audit.schema import Audit, Audited, Comparison, Curve, Distribution, Group, Units
 from sagelr.audit.scoring import TrainingBatches
@@ -230,6 +231,26 @@ def test_what_cannot_be_audited_is_told_so(run, tmp_path):
         with pytest.raises(UsageError, match=message):
             invoke(run, "--out", tmp_path / "out", *options)
     assert invoke(run, "--structure", "columns").exit_code == 2
+
+
+def test_a_metric_that_the_data_do_not_give_is_told_before_it_begins(tmp_path):
+    """GLUE's score is of that family, and these data have none of its parts."""
+    rows = "".join(f"word {n},{('a', 'b')[n % 2]}\n" for n in range(60))
+    (tmp_path / "data.csv").write_text("text,label\n" + rows)
+    settings = {
+        "task.data": str(tmp_path / "data.csv"),
+        "model.name": "from-scratch",
+        "metric": "matthews",
+    }
+    model = recipes.load("text-classification", settings).make_task().model(0)
+    model.save_pretrained(tmp_path / "model")
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    with pytest.raises(UsageError, match="matthews"):
+        invoke(
+            *(tmp_path / "model", "--recipe", "text-classification", "--out", tmp_path / "out"),
+            *words,
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def _with_status(run, status):

@@ -103,6 +103,7 @@ def rows(header: str, labels: list[Any]) -> list[str]:
         ("text,score", [1, 2, 3, 4], "auto", None),
         ("text,label", [0.5, 1, 2.5, 3], "auto", None),
         ("text,label", [1, 2, 1, 2], "regression", None),
+        ("text,label", ["inf", "to", "inf", "to"], "auto", ["inf", "to"]),
     ],
 )
 def test_what_a_label_is(
@@ -117,7 +118,16 @@ def test_what_a_label_is(
     else:
         assert [classes[int(value)] for value in values] == [str(label) for label in labels]
     asked = any("To change: --set task.kind" in line for line in found.notices)
-    assert asked == (kind == "auto" and classes != ["a", "b"])
+    assert asked == (kind == "auto" and labels[0] not in ("b", "inf"))
+
+
+def test_a_whole_number_is_the_same_label_however_it_is_written(tmp_path: Path) -> None:
+    """As where one file was written from integers and the other from floats."""
+    train = rows("text,label", [0, 1, "1.0", "10."])
+    found = load(tmp_path, train, test=rows("text,label", ["1.0", "0.0"]))
+    assert found.classes == ["0", "1", "10"]
+    assert found.splits["train"].labels == [0, 1, 1, 2]
+    assert found.splits["test"].labels == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,8 @@ def test_what_a_label_is(
         (rows("text,label", ["a", "1"]), "regression", "wants numbers, and label holds 'a'"),
         (rows("text,label", ["nan", "1"]), "regression", "line 2: label is empty"),
         (rows("text,label", list(range(300))), "auto", "label has 300 different values"),
+        (rows("text,label", [0.5, "inf", 1]), "auto", r"line 3: label holds 'inf' among numbers"),
+        (rows("text,label", [0.5, "inf"]), "regression", "wants numbers, and label holds 'inf'"),
     ],
 )
 def test_labels_that_cannot_be_right(

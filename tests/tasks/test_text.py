@@ -112,6 +112,23 @@ def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
         make(path)
 
 
+def test_half_a_character_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl"
+    rows = ['{"text": "fine", "label": "a"}', '{"text": "well", "label": "\\ud83d"}']
+    path.write_text("\n".join(rows * 10))
+    with pytest.raises(UsageError, match="line 2: label holds half of a character"):
+        make(path)
+
+
+@pytest.mark.parametrize("data", [{"data": "glue", "name": "rte"}, {"data": "imdb"}])
+@pytest.mark.parametrize("key", ["validation_data", "test_data"])
+def test_a_file_beside_data_that_bring_their_splits(key: str, data: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=rf"task\.{key} goes with a file in task\.data"):
+        TextClassification(
+            TextOptions.model_validate({**data, key: "x.csv"}), TextModelOptions(name="minilm")
+        )
+
+
 def test_a_label_that_is_no_number_is_none(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("text,score\n" + "".join(f"t {n},{n / 2}\n" for n in range(30)) + "t,nan\n")
@@ -141,6 +158,33 @@ def test_a_model_without_so_many_positions(reviews_csv: Path, tiny_bert: Path) -
     task._data = task._data.model_copy(update={"max_length": 100_000})
     with pytest.raises(UsageError, match=r"100000 is more than the \d+ positions"):
         task.model(0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "xmod"])
+def test_positions_are_counted_as_the_model_does(
+    kind: str, reviews_csv: Path, tiny_bert: Path
+) -> None:
+    """The longest row that is allowed goes through the model, and a longer one does not."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    task = make(reviews_csv, tiny_bert, max_length=32)
+    task.tokenizer.model_max_length = 10**30
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = AutoConfig.for_model(
+        kind, vocab_size=40, intermediate_size=8, max_position_embeddings=20, **sizes
+    )
+    if kind == "xmod":
+        config.default_language = config.languages[0]
+    task._data = task._data.model_copy(update={"max_length": 100})
+    with pytest.raises(UsageError, match=r"Set it to (\d+) or less") as told:
+        task._check_positions(config)
+    most = int(str(told.value).split()[-3])
+    task._data = task._data.model_copy(update={"max_length": most})
+    task._check_positions(config)
+    model = AutoModelForSequenceClassification.from_config(config)
+    model(input_ids=torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, most + 1), 5))
 
 
 def test_repeated_texts_stay_together(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def test_files_of_their_own(tmp_path: Path) -> None:
     keys = [f"{split}{side}" for split in splits for side in ("source", "target")]
     made = task(**dict(zip(keys, paths, strict=True)))
     assert made.describe()["rows"] == {"train": 50, "validation": 6, "test": 4}
+    alone = task(**dict(zip(keys[:4], paths[:4], strict=True)))
+    assert alone.describe()["rows"] == {"train": 45, "validation": 6, "test": 5}
 
 
 def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

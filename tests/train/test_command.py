@@ -152,6 +152,14 @@ def test_wrong_requests(tmp_path, words, told):
         sagelr("--out", tmp_path / "run", *words)
 
 
+def test_a_seed_is_of_32_bits(tmp_path):
+    words = ["train", "digits-vit", "--seed", str(2**32), "--out", str(tmp_path / "run")]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 2
+    assert "--seed" in found.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_nothing_of_a_training_before_is_left(trained, tmp_path):
     """An audit would take the optimizer's state of the one for that of the other."""
     folder = shutil.copytree(trained[0], tmp_path / "run")
@@ -161,6 +169,18 @@ def test_nothing_of_a_training_before_is_left(trained, tmp_path):
     sagelr("--out", folder, "--overwrite", "--seed", 7)
     assert json.loads((folder / "run.json").read_text())["seed"] == 7
     assert not (folder / "optimizer.pt").exists()
+
+
+def test_predictions_of_a_training_before_are_removed_and_no_file_of_the_users(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    for name in ("RTE.tsv", "mine.tsv"):
+        (tmp_path / "predictions" / name).write_text("")
+    for run in ('{"predictions": {"files": ["RTE.tsv", "../notes.txt"]}}', "{", "[]"):
+        (tmp_path / "run.json").write_text(run)
+        (tmp_path / "notes.txt").write_text("")
+        checkpoint.clear(tmp_path)
+        left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == {"notes.txt", "mine.tsv"}
 
 
 def test_a_signal_after_the_last_step_promises_no_checkpoint(capsys):

@@ -153,6 +153,7 @@ def one(tmp_path_factory):
     ("settings", "run", "told"),
     [
         ({"train__epochs": 4}, sage(), r"train\.epochs was 2 and is now 4"),
+        ({"train__eval_batch_size": 2}, sage(), r"train\.eval_batch_size was None and is now 2"),
         ({"model__dropout": 0.5}, sage(), r"model\.dropout was 0\.0 and is now 0\.5"),
         ({"task__split_seed": 1}, sage(), r"the data have changed"),
         (

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sagelr.errors import SagelrError, UsageError
+from sagelr.recipe import load
 from sagelr.train import Run, train
 from sagelr.training import precision
 
@@ -234,6 +235,16 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
     assert_close(dict(task.made.named_parameters()), task.weights[1], atol=0)
 
 
+def test_what_stopped_early_is_over(tmp_path):
+    """A signal from then on can ask for no checkpoint any more."""
+    recipe = small(train__epochs=8, train__early_stopping=2, study__select_by="accuracy")
+    task = recorded(recipe)
+    task.scripted = [0.3, 0.8, 0.5, 0.7]
+    moments = []
+    train(recipe, sage(), task, observe=moments.append)
+    assert (moments[-1].step, moments[-1].total) == (20, 20)
+
+
 def test_the_mean_of_the_last_epochs(tmp_path):
     recipe = small(train__epochs=4, train__average_checkpoints=3)
     task = recorded(recipe)
@@ -261,6 +272,19 @@ def test_label_smoothing_is_that_of_the_formula():
         logits = recorded(recipe).model(0)(batch["pixel_values"]).logits
     expected = cross_entropy(logits, batch["labels"], label_smoothing=0.1)
     assert entry["scores"]["train"]["loss"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_label_smoothing_is_not_for_scores(tmp_path):
+    rows = "".join(f"word {n},{n}.5\n" for n in range(60))
+    (tmp_path / "data.csv").write_text("text,score\n" + rows)
+    settings = {
+        "task.data": str(tmp_path / "data.csv"),
+        "model.name": "from-scratch",
+        "train.label_smoothing": 0.1,
+        "metric": "pearson",
+    }
+    with pytest.raises(UsageError, match=r"train\.label_smoothing = 0\.1 is for classes"):
+        train(load("text-classification", settings), sage())
 
 
 @pytest.mark.parametrize("by_length", [False, True])

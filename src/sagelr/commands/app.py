@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from sagelr.errors import UsageError
 from sagelr.version import __version__
 
 app = typer.Typer(
@@ -34,6 +36,12 @@ def _main(
     if version:
         print(f"sagelr {__version__}")
         raise typer.Exit
+
+
+def check_folder(folder: Path, option: str = "--out") -> None:
+    """See that what is to be written into is no file."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Give {option} a folder.")
 
 
 def overrides_of(given: list[str] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from sagelr.commands.app import SetOption, app, console, overrides_of
+from sagelr.commands.app import SetOption, app, check_folder, console, overrides_of
 from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def audit(
 
 
 def _check_empty(folder: Path, option: str, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. Give {option} a folder.")
+    check_folder(folder, option)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder} is not empty. Give {option} another folder, or --overwrite.")
 

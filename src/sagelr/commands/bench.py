@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import Progress
 
-from sagelr.commands.app import app, console
+from sagelr.commands.app import app, check_folder, console
 from sagelr.errors import UsageError
 
 
@@ -68,8 +68,7 @@ def bench(
     if end_to_end is None:
         end_to_end = shapes is None and find_spec(PACKAGE) is not None
     contestants = chosen(everyone(device), _split(only))
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file. Give --out a folder.")
+    check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     usual = torch.get_num_threads()
     torch.set_num_threads(threads or usual)

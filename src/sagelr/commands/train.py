@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sagelr.commands.app import RecipeArgument, SetOption, app, console, overrides_of
+from sagelr.commands.app import RecipeArgument, SetOption, app, check_folder, console, overrides_of
 from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """See that the folder is the training's to write into."""
     from sagelr.training import checkpoint
 
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. Give --out a folder.")
+    check_folder(folder)
     if resume:
         if checkpoint.last(folder) is None:
             done = (folder / "run.json").exists()

@@ -100,26 +100,25 @@ def relative_multipliers(
         grads: their gradients.
         own: the state of each.
     """
-    found = [torch.ones_like(p, dtype=compute_dtype(p.dtype)) for p in params]
-    matrices = [i for i, param in enumerate(params) if param.ndim >= 2]
-    smoothed, variation = {}, {}
-    for i in matrices:
-        theta, gradient = _operands(plan, params[i], grads[i])
-        before = formats.read(own[i], "exp_avg_sensitivity", theta.dtype)
+    smoothed, variation = [], []
+    for param, grad, state in zip(params, grads, own, strict=True):
+        theta, gradient = _operands(plan, param, grad)
+        before = formats.read(state, "exp_avg_sensitivity", theta.dtype)
         sensitivity = rule.sensitivity(theta, gradient)
-        smoothed[i] = rule.smooth(before, sensitivity, plan.beta0)
+        average = rule.smooth(before, sensitivity, plan.beta0)
         if plan.sage_bias_correction:
-            count = plan.count(own[i]["sensitivity_step"] + 1)
-            smoothed[i] = rule.bias_correct(smoothed[i], plan.beta0, count)
-        variation[i] = rule.variation(sensitivity, smoothed[i])
-    for compared in [matrices] if plan.relative_over == "group" else [[i] for i in matrices]:
-        assert plan.relative is not None
-        multipliers = rule.relative_multiplier(
-            [smoothed[i] for i in compared],
-            plan.relative,
-            plan.sage_eps,
-            variation=[variation[i] for i in compared] if plan.relative_confidence else None,
-        )
-        for i, multiplier in zip(compared, multipliers, strict=True):
-            found[i] = multiplier
-    return found
+            average = rule.bias_correct(
+                average, plan.beta0, plan.count(state["sensitivity_step"] + 1)
+            )
+        smoothed.append(average)
+        variation.append(rule.variation(sensitivity, average))
+    assert plan.relative is not None
+    return rule.relative_multipliers(
+        smoothed,
+        variation,
+        [param.ndim for param in params],
+        strength=plan.relative,
+        eps=plan.sage_eps,
+        over=plan.relative_over,
+        confidence=plan.relative_confidence,
+    )

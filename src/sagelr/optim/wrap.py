@@ -182,13 +182,12 @@ class Sage(Optimizer):
             ValueError: the groups do not match, or the state is in 8-bit codes of this package.
         """
         casts = type(self.base).__module__.startswith("torch.optim")
-        own = ("exp_avg_sensitivity", "sensitivity_step")
         checkpoint.load(
             self,
             state_dict,
             super().load_state_dict,
             counts=("sensitivity_step",),
-            kept=own if casts else None,
+            kept=("exp_avg_sensitivity",) if casts else None,
         )
         for state in self.state.values():
             if "exp_avg_sensitivity" in state:  # of a narrower format of SageAdamW

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 FROM_SCRATCH = "from-scratch"
 UNLIMITED = 10**6  # tokens: a tokenizer that takes more names no limit
+# Models whose positions begin after that of padding, beside all that are called roberta.
+AFTER_PADDING = ("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "xmod")
 PREDICTED = 64  # rows of a batch, for files of predictions
 
 
@@ -217,7 +219,7 @@ class TextClassification(Task):
         positions = getattr(config, "max_position_embeddings", None)
         if self.tokenizer.model_max_length < UNLIMITED or not positions or positions < 0:
             return
-        if "roberta" in config.model_type:  # its positions begin after that of padding
+        if "roberta" in config.model_type or config.model_type in AFTER_PADDING:
             positions -= config.pad_token_id + 1
         if self._data.max_length > positions:
             raise UsageError(
@@ -257,6 +259,8 @@ class TextClassification(Task):
         """
         if self._data.data != "glue":
             super().prepare_predictions()
+        if self._unlabelled:
+            return
         task = glue.task_of(self._data.name)
         self._unlabelled = dict(glue.test_sets(task, self._data.folder))
 
@@ -273,8 +277,7 @@ class TextClassification(Task):
         Raises:
             UsageError: as `prepare_predictions`, which is called if it was not yet.
         """
-        if not self._unlabelled:
-            self.prepare_predictions()
+        self.prepare_predictions()
         task = glue.task_of(self._data.name)
         written = []
         for file, rows in self._unlabelled.items():
@@ -347,6 +350,13 @@ def _load(data: TextOptions) -> Corpus:
             ".jsonl, with a column of text and one of labels), the name of a data set of the hub, "
             'or "glue" with task.name.'
         )
+    own = data.data != "glue" and corpus.looks_like_file(data.data)
+    for key in () if own else ("validation_data", "test_data"):
+        if getattr(data, key) is not None:
+            raise UsageError(
+                f"task.{key} goes with a file in task.data, and {data.data!r} brings its own "
+                f"splits. Leave task.{key} out, or save the training rows as a .jsonl file."
+            )
     if data.data == "glue":
         return glue.load(glue.task_of(data.name), data.folder)
     choice: dict[str, Any] = {
@@ -355,7 +365,7 @@ def _load(data: TextOptions) -> Corpus:
         "pair": data.text_pair,
         "label": data.label,
     }
-    if not corpus.looks_like_file(data.data):
+    if not own:
         return corpus.from_hub(data.data, data.name, **choice)
     files = {"train": Path(data.data), "validation": data.validation_data, "test": data.test_data}
     return corpus.from_files({role: path for role, path in files.items() if path}, **choice)

@@ -69,12 +69,25 @@ def clear(folder: Path) -> None:
 
     Files of the model and the tokenizer but for the weights stay until they are written over.
     """
+    predictions = _predictions(folder)
     (folder / "run.json").unlink(missing_ok=True)  # first: what is left is no run
+    for file in predictions:
+        file.unlink(missing_ok=True)
     for pattern in ("optimizer.pt", "model.safetensors", "model-*-of-*.safetensors"):
         for file in folder.glob(pattern):
             file.unlink()
     remove(folder)
     remove(folder, WEIGHTS)
+
+
+def _predictions(folder: Path) -> list[Path]:
+    """The files of predictions that a run says it wrote."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        names = run["predictions"]["files"]
+        return [folder / "predictions" / Path(name).name for name in names]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or it is no run's
+        return []
 
 
 def check_whole(checkpoint: Path) -> None:

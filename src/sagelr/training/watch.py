@@ -122,6 +122,11 @@ class Watch(TrainerCallback):
         due = self.stopped or every is None or state.global_step % every == 0
         control.should_save = self.trainer.saves and due and state.global_step < state.max_steps
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        early = state.global_step < state.max_steps and not self.stopped
+        if early and self.observe is not None and self.diverged is None:
+            self._tell(self.observe, state, total=state.global_step)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
             self.record.logged(logs, state.global_step)
@@ -192,10 +197,13 @@ class Watch(TrainerCallback):
     def _due(self) -> bool:
         return self.observe is not None and time.monotonic() - self._moment > MOMENTS
 
-    def _tell(self, observe: Callable[[Moment], None], state: Any) -> None:
+    def _tell(
+        self, observe: Callable[[Moment], None], state: Any, total: int | None = None
+    ) -> None:
         steps = len(self._seen) / self.recipe.train.accumulate
         loss = float(torch.stack(self._seen).sum()) / steps if self._seen else None
-        observe(Moment(state.global_step, state.max_steps, state.epoch, loss, self._multiplier))
+        steps_in_all = state.max_steps if total is None else total
+        observe(Moment(state.global_step, steps_in_all, state.epoch, loss, self._multiplier))
         self._seen, self._moment = [], time.monotonic()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ TEXTS = (
 )
 SCORES = ("score", "rating", "similarity")  # names that say that a number is a score
 SURROGATE = re.compile("[\ud800-\udfff]")
+WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
 CLASSES = 100  # more different values are taken for classes only when the user says so
 
 
@@ -146,15 +147,19 @@ def texts_of(table: Table, column: str) -> list[str]:
         )
     values = table.columns[column]
     for row, value in enumerate(values):
-        if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
-            raise UsageError(
-                f"{table.where(row)}: {column} holds half of a character (a surrogate without the "
-                "other half), as when an emoji was cut. Mend the text."
-            )
+        _check_whole(table, row, column, value)
         if not isinstance(value, str):
             what = "nothing" if value is None else f"{value!r}"
             raise UsageError(f"{table.where(row)}: {column} holds {what} where text is wanted.")
     return list(values)
+
+
+def _check_whole(table: Table, row: int, column: str, value: Any) -> None:
+    if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+        raise UsageError(
+            f"{table.where(row)}: {column} holds half of a character (a surrogate without the "
+            "other half), as when an emoji was cut. Mend the text."
+        )
 
 
 def is_score(kind: str, tables: Sequence[Table], column: str) -> tuple[bool, str]:
@@ -168,9 +173,11 @@ def is_score(kind: str, tables: Sequence[Table], column: str) -> tuple[bool, str
     Raises:
         UsageError: it cannot be told, or the choice does not fit the values.
     """
-    values = {str(value).strip() for _, _, value in _labels(tables, column)}
+    values = {name for _, _, name in _labels(tables, column)}
     numbers = {value: number(value) for value in values}
     numeric = all(each is not None for each in numbers.values())
+    if kind == "auto" and not numeric:
+        _check_finite(tables, column, numbers)
     if kind != "auto":
         if kind == "regression" and not numeric:
             word = next(value for value, each in numbers.items() if each is None)
@@ -199,16 +206,16 @@ def classes_of(tables: Sequence[Table], column: str) -> list[str]:
     Raises:
         UsageError: there is only one, or another table has one that is not there.
     """
-    found = {str(value).strip() for _, _, value in _labels(tables[:1], column)}
+    found = {name for _, _, name in _labels(tables[:1], column)}
     if len(found) < 2:
         raise UsageError(
             f"{tables[0].name}: every label in {column} is {next(iter(found))!r}. There has to be "
             "a second class to tell it from. Is it the right column? --set task.label=NAME"
         )
-    for table, row, value in _labels(tables[1:], column):
-        if str(value).strip() not in found:
+    for table, row, name in _labels(tables[1:], column):
+        if name not in found:
             raise UsageError(
-                f"{table.where(row)}: the label {value!r} is not in the training data, which has "
+                f"{table.where(row)}: the label {name!r} is not in the training data, which has "
                 f"{', '.join(sorted(found)[:10])}."
             )
     whole = all((each := number(value)) is not None and each % 1 == 0 for value in found)
@@ -217,18 +224,36 @@ def classes_of(tables: Sequence[Table], column: str) -> list[str]:
 
 def labels_of(table: Table, column: str, classes: Sequence[str] | None) -> list[int] | list[float]:
     """The labels of a table: places in `classes`, or numbers where there are none."""
-    found = [str(value).strip() for _, _, value in _labels([table], column)]
+    found = [name for _, _, name in _labels([table], column)]
     if classes is None:
         return [float(value) for value in found]
     places = {name: place for place, name in enumerate(classes)}
     return [places[value] for value in found]
 
 
-def _labels(tables: Sequence[Table], column: str) -> Iterator[tuple[Table, int, Any]]:
-    """Every label, with the place it stands.
+def _check_finite(
+    tables: Sequence[Table], column: str, numbers: Mapping[str, float | None]
+) -> None:
+    """See that no infinity is among labels that else are numbers.
 
     Raises:
-        UsageError: one is missing.
+        UsageError: naming the row.
+    """
+    others = {value for value, each in numbers.items() if each is None}
+    if len(others) == len(numbers) or not all(map(_is_infinite, others)):
+        return
+    table, row, name = next(each for each in _labels(tables, column) if each[2] in others)
+    raise UsageError(
+        f"{table.where(row)}: {column} holds {name!r} among numbers. Mend the row or remove it; if "
+        "it is the name of a class, --set task.kind=classification"
+    )
+
+
+def _labels(tables: Sequence[Table], column: str) -> Iterator[tuple[Table, int, str]]:
+    """Every label as a string, with the place it stands; 1.0 is 1, as another file may write it.
+
+    Raises:
+        UsageError: one is missing, or is no text.
     """
     for table in tables:
         if column not in table.columns:
@@ -242,7 +267,15 @@ def _labels(tables: Sequence[Table], column: str) -> Iterator[tuple[Table, int, 
                     f"{table.where(row)}: {column} is empty. Every row needs its label: fill it "
                     "in, or remove the row."
                 )
-            yield table, row, value
+            _check_whole(table, row, column, value)
+            yield table, row, WHOLE.sub(r"\1", str(value).strip())
+
+
+def _is_infinite(value: str) -> bool:
+    try:
+        return math.isinf(float(value))
+    except ValueError:
+        return False
 
 
 def number(value: Any) -> float | None:
