@@ -54,7 +54,7 @@ def main() -> None:
     sage = SageAdamW(param_groups(model), lr=2e-3)
     sage.load_state_dict(adamw.state_dict())
     for group in sage.param_groups:
-        group["lr"] = 2e-3  # the file brought AdamW's; SAGE often wants more
+        group["lr"] = 2e-3  # the file brought AdamW's; SAGE's is tuned anew
     print(f"on with SAGE: loss {train(model, sage, 20):.3f}")
 
 

@@ -36,7 +36,7 @@ def shared_data() -> Path:
 # -- which library was tested, for docs/integrations.md ------------------------------------------
 # A test module that holds LIBRARY = "peft" tests sagelr with peft. With SAGELR_MATRIX=FILE.json in
 # the environment, what passed is added to that file, from which docs/make_integrations.py makes the
-# page.
+# page. A case of a test that did not pass stands beside it, under its own name.
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +54,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     over = report.when == "call" or (report.when == "setup" and report.skipped)
     if library is None or not (over or report.failed):
         return
-    name = report.nodeid.rpartition("::")[2].partition("[")[0]
+    case = report.nodeid.rpartition("::")[2]
+    name = case.partition("[")[0]
     outcome = report.outcome
     if report.skipped and isinstance(report.longrepr, tuple):
         outcome = f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}"
-    tests = _seen.setdefault(library, {})
-    if tests.get(name) != "failed":  # one failed case fails the test
-        tests[name] = outcome
+    _seen.setdefault(library, {})[name if outcome == "passed" else case] = outcome
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

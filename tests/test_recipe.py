@@ -57,6 +57,21 @@ def refused(make, *told):
 # -- what is right -------------------------------------------------------------------------------
 
 
+def test_data_of_a_published_recipe_lie_where_the_environment_says(monkeypatch, tmp_path):
+    """What is published names a folder of data by its variable."""
+    data = {"task.data": "$SAGELR_DATA/cifar10/cifar10-jpg.tar.xz"}
+    monkeypatch.setenv("SAGELR_DATA", str(tmp_path))
+    found = load("cifar10-vit", data)
+    assert found.task["data"] == str(tmp_path / "cifar10" / "cifar10-jpg.tar.xz")
+    monkeypatch.setenv("SAGELR_DATA", str(tmp_path / "none"))
+    refused(lambda: load("cifar10-vit", data), "none', which is no folder", "--set task.data=")
+    monkeypatch.delenv("SAGELR_DATA")
+    refused(
+        lambda: load("cifar10-vit", data),
+        "SAGELR_DATA is not set. Set it to a folder that holds cifar10/cifar10-jpg.tar.xz",
+    )
+
+
 def test_defaults(recipe):
     found = recipe()
     train = found.train

@@ -1,6 +1,7 @@
 """The program's entry: runs a command, and turns what goes wrong into one message and a status.
 
-Exit status: 0 done, 1 failed, 2 a request that cannot be right, 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 failed, 2 a request that cannot be right, 130 and 143 stopped by
+Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ __all__ = [
 
 # Short names for --set in every recipe; a recipe's [aliases] adds its own.
 ALIASES = {"parallel": "train.parallel"}
+DATA_FOLDER = "$SAGELR_DATA/"  # how a published recipe begins the path of data
 
 
 # -- finding and reading ------------------------------------------------------------------------
@@ -217,7 +218,30 @@ def load(
     if arms is not None:
         data = override(data, {"study.arms": list(arms)}, "--arms")
     data = override(data, overrides or {}, "--set")
-    return check(data, f"Recipe {name}")
+    return check(_in_data_folder(data), f"Recipe {name}")
+
+
+def _in_data_folder(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe whose task names files under $SAGELR_DATA, with that folder in its place.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    task, folder = data.get("task"), os.environ.get("SAGELR_DATA", "")
+    if not isinstance(task, dict):
+        return dict(data)
+    found = dict(task)
+    for key, value in task.items():
+        if isinstance(value, str) and value.startswith(DATA_FOLDER):
+            if not Path(folder or "?").is_dir():
+                raise UsageError(
+                    f"task.{key} = {value!r}, and SAGELR_DATA "
+                    + (f"is {folder!r}, which is no folder" if folder else "is not set")
+                    + f". Set it to a folder that holds {value.removeprefix(DATA_FOLDER)}, or say "
+                    f"where that is: --set task.{key}=…"
+                )
+            found[key] = str(Path(folder) / value.removeprefix(DATA_FOLDER))
+    return {**data, "task": found}
 
 
 def check(data: Mapping[str, Any], where: str) -> Recipe:

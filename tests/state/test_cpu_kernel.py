@@ -103,16 +103,17 @@ def steps(fused: bool | None = None) -> None:
     torch.testing.assert_close(*params)
 
 
-@pytest.mark.parametrize(("fused", "level"), [(None, "INFO"), (True, "WARNING")])
+@pytest.mark.parametrize(("fused", "told"), [(None, True), (True, True), (False, False)])
 def test_without_a_compiler_the_step_is_taken_all_the_same(
-    fused, level, fresh, monkeypatch, tmp_path
+    fused, told, fresh, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
     steps(fused)
-    (told,) = fresh.records
-    assert told.levelname == level
-    assert "there is no C++ compiler" in told.getMessage()
+    said = [
+        (record.levelname, "there is no C++ compiler" in record.msg) for record in fresh.records
+    ]
+    assert said == ([("WARNING", True)] if told else [])
     assert not list(tmp_path.iterdir())
 
 

@@ -266,6 +266,17 @@ def test_the_interval_over_examples_is_never_the_narrower_one(seeds, examples, s
     assert inner[1] - 1e-12 <= high
 
 
+@given(st.integers(2, 6), st.integers(2, 400), st.integers(0, 2**32 - 1))
+def test_the_interval_over_examples_is_no_wider_than_its_parts(seeds, examples, seed):
+    """A variance that comes out near 0 once gave intervals of millions of points."""
+    base, sage = np.random.default_rng(seed).random((2, seeds, examples)) < 0.7
+    low, high = statistics.with_other_examples(base, sage)
+    pairs = sage.astype(float) - base
+    parts = pairs.mean(axis=1).var(ddof=1) / seeds + pairs.mean(axis=0).var(ddof=1) / examples
+    widest = stats.t.ppf(0.975, min(seeds, examples) - 1) * math.sqrt(parts)
+    assert high - low <= 2 * widest + 1e-12
+
+
 @pytest.mark.parametrize(("seeds", "by_seed"), [(2, 0.0), (2, 0.05), (5, 0.0), (5, 0.1), (10, 0.1)])
 def test_the_interval_over_examples_covers_the_truth(seeds, by_seed):
     # 1,000 studies on 100 examples of their own, whose true difference is 0.05. At 95% coverage

@@ -58,7 +58,10 @@ def audit(
     against: Annotated[
         str | None, typer.Option(help="A second run or model, to hold the first against.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for audit.json and the page.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for audit.json and the page; audits/NAME by default."),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Rows of a measured batch; sensitivity depends on it.")
     ] = 32,

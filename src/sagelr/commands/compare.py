@@ -40,7 +40,8 @@ def compare(
         typer.Option(min=1, help="Trainings at once; one a GPU or, without, one a core."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the study; runs/RECIPE by default.")
+        Path | None,
+        typer.Option(help="Folder of the study; runs/RECIPE or runs/RECIPE-quick by default."),
     ] = None,
     set_: SetOption = None,
     reuse: Annotated[

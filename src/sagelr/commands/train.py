@@ -37,7 +37,10 @@ def train(
         float | None, typer.Option(help="Memory of the smoothed sensitivity, for sage arms.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for run.json and the model.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for run.json and the model; runs/RECIPE-ARM-seedN by default."),
+    ] = None,
     test: Annotated[
         bool, typer.Option("--test", help="Score the test split after the last epoch.")
     ] = False,
@@ -68,7 +71,8 @@ def train(
 
     Only the validation split is scored unless --test is given: a test split that settings were
     tried out on is no test any more. Ctrl-C saves a checkpoint, and --resume goes on from it.
-    Started by torchrun, several devices train the one model.
+    Started by torchrun, several devices train the one model; there --resume goes on from the last
+    checkpoint, one an epoch or every train.save_every steps.
     """
     import torch.distributed
 

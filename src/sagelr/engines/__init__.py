@@ -40,7 +40,7 @@ def choose(
 
     The fused engine wherever it can run, unless another is asked for; then foreach on accelerators,
     eager elsewhere. Where no fused engine can run, that is said once: as a warning if `fused=True`
-    asked for it, else as information.
+    asked for it or a compiler would mend it, else as information.
     """
     if plan.differentiable or plan.relative is not None:
         return eager.update
@@ -58,7 +58,11 @@ def choose(
         if want_fused:
             _say_once(logging.WARNING, f"fused=True, but no fused step is taken: {obstacle}.")
         elif not torch.compiler.is_compiling():
-            _say_once(logging.INFO, f"No fused step is taken: {obstacle}.")
+            level, cost = logging.INFO, ""
+            if obstacle == cpu.NO_COMPILER:
+                level = logging.WARNING
+                cost = " The eager step takes tens of times as long; fused=False takes it silently."
+            _say_once(level, f"No fused step is taken: {obstacle}.{cost}")
     plain = all(type(param) in (Tensor, Parameter) for param in params)
     return foreach.update if params[0].device.type in ACCELERATORS and plain else eager.update
 

@@ -208,6 +208,8 @@ def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
 
 # -- building --------------------------------------------------------------------------------------
 
+NO_COMPILER = "there is no C++ compiler for it (under Linux g++ or clang++; or set CXX)"
+
 
 @functools.cache
 def compiler() -> str | None:
@@ -234,7 +236,7 @@ def cache_folder() -> Path:
 def _missing(kind: tuple[tuple[str, int], ...]) -> str | None:
     """Why there is no kernel of a kind; None if there is, made now if need be."""
     if not compiler():
-        return "there is no C++ compiler for it (under Linux g++ or clang++; or set CXX)"
+        return NO_COMPILER
     try:
         _kernel(kind)
     except (OSError, RuntimeError) as error:

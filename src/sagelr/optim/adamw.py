@@ -29,7 +29,8 @@ class SageAdamW(SageOptimizer):
             makes the groups the authors used. Every option below but `params` may stand in a
             group.
         lr: η ≥ 0, a float or a one-element tensor. A comparison at AdamW's own lr is not fair to
-            either side: SAGE often wants 2 to 5 times as much, since r is about 0.5 on average.
+            either side: r is about 0.5 on average. Tune it, from AdamW's best upwards; the authors
+            tell to try 2 to 5 times that.
         betas: memories of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment, ≥ 0.
         weight_decay: λ ≥ 0.
@@ -51,7 +52,8 @@ class SageAdamW(SageOptimizer):
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
         state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of
-            both; "8bit", a quarter. See `sagelr.state.formats`.
+            both; "8bit", a quarter of the memory and half of the traffic of "float32". See
+            `sagelr.state.formats`.
         rounding: of bf16 parameters after the step, "nearest" or "stochastic".
         rounding_seed: of the random bits, which depend on it, the step and the element alone.
         relative: beyond the paper, off by default: α in (0, 2) of

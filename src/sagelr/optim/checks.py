@@ -35,7 +35,7 @@ RANGES: dict[str, _Range] = {
         0.0,
         math.inf,
         "(0, ∞)",
-        "1 leaves lr as it is; 2 to 5 is what SAGE may want",
+        "1 leaves lr as it is; the authors tell to try 2 to 5",
     ),
     "momentum": (0.0, math.inf, "[0, ∞)", "0 turns it off, 0.9 is usual"),
     "dampening": (-math.inf, math.inf, "finite", "0 is the default"),

@@ -42,8 +42,8 @@ class SageSGD(SageOptimizer):
         fused: one pass over memory; None uses it wherever it can run.
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
-        state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of
-            both. See `sagelr.state.formats`.
+        state_format: "float32", exact, twice the memory of SGD with momentum; "compact" or
+            "bfloat16", here the same: as much as that. See `sagelr.state.formats`.
         rounding: of bf16 parameters after the step, "nearest" or "stochastic".
         rounding_seed: of the random bits, which depend on it, the step and the element alone.
         relative: beyond the paper, off by default: α in (0, 2) of

@@ -57,7 +57,8 @@ class Sage(Optimizer):
     The base steps as it always does; SAGE then takes back what the multiplier does not allow.
     Groups and state are the base's own, so schedulers, checkpoints and the rest see one optimizer.
     With torch.optim.AdamW as base it equals `SageAdamW`, at a cost: while stepping it holds a copy
-    of the weights under SAGE and their multipliers. Use the three classes where they serve.
+    of the weights under SAGE, their new Ī and their multipliers. Use the three classes where they
+    serve.
 
     Args:
         base: the optimizer to wrap, made as usual. Set `sage` to False in one of its groups to

@@ -222,7 +222,9 @@ def with_other_examples(
     variance = parts[0] + parts[1] - parts[2]
     if variance > 0:
         spread = sum(part**2 / n for part, n in zip(parts, freedom, strict=True))
-        half = max(half, stats.t.ppf(1 - LEVEL / 2, variance**2 / spread) * math.sqrt(variance))
+        # A difference of parts can come out near 0, and with it the degrees of freedom.
+        few = max(variance**2 / spread, min(freedom))
+        half = max(half, stats.t.ppf(1 - LEVEL / 2, few) * math.sqrt(variance))
     return float(mean - half), float(mean + half)
 
 
