@@ -53,6 +53,7 @@ def pages() -> dict[Path, str]:
         for title, lines in ((t, list(further(tier, t))) for t in ("relative", "controls")):
             if lines:
                 parts += [SECTIONS[title], *lines]
+        parts += under_other_conditions(tier, rows)
         parts += by_lr(tier, rows, files)
         parts += what_sage_did(tier, rows)
         parts += what_is_redundant(tier, rows, files)
@@ -65,6 +66,8 @@ SECTIONS = {
     "Secondary; see the protocol. Digits says nothing for it: its form was chosen there.\n",
     "controls": "### Controls against the base, and against SageAdamW\n\n"
     "Descriptive; seeds shared.\n",
+    "variants": "### Under other conditions\n\n"
+    "Descriptive: a row's contrast with something else about it, tuned anew.\n",
     "lr": "### How lr matters to both\n\n"
     "Descriptive. One curve for each β0; what the settings were chosen by, on data held out of "
     "training, so that it says nothing of the test scores above.\n",
@@ -249,7 +252,9 @@ def further(tier: str, what: str) -> Iterator[str]:
     """The secondary tables, of every task that has them."""
     for folder in sorted((RESULTS / tier).glob("*")) if (RESULTS / tier).is_dir() else ():
         data = load(tier, folder.name)
-        if data is None or ("-controls" in folder.name) != (what == "controls"):
+        if data is None or "-variant-" in folder.name:
+            continue
+        if ("-controls" in folder.name) != (what == "controls"):
             continue
         wanted = [c for c in data["comparisons"] if what == "controls" or c["sage"] == "relative"]
         if not wanted:
@@ -270,6 +275,51 @@ def further(tier: str, what: str) -> Iterator[str]:
                 f"Can be pruned: weights, the least sensitive first, with 99% of the {label} kept. "
                 f"{redundancy.with_loss(data, audited)}.\n"
             )
+
+
+def under_other_conditions(tier: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The variants of every row that has been run, beneath the row itself."""
+    found = [
+        (row, [(name, data) for name in variants if (data := load(tier, variant(row, name)))])
+        for row in rows
+        if (variants := row.get("variants"))
+    ]
+    if any(ran for _, ran in found):
+        yield SECTIONS["variants"]
+    for row, ran in found:
+        head = ("", "base", "SAGE", "difference, 95% interval", "seeds", "verdict", "lr", "β0")
+        if ran:
+            yield f"**{row['title']}**\n"
+            yield "| " + " | ".join(head) + " |"
+            yield "|" + "---|" * len(head)
+        for name, data in [("the row itself", load(tier, row["task"])), *ran] if ran else ():
+            entry = contrast(data, row["sage"], row["base"]) if data else None
+            if data is None or entry is None:
+                continue
+            scale = data["recipe"]["metric"]["scale"]
+            sides = [entry["arms"][entry[side]] for side in ("base", "sage")]
+            base, sage = (data["tuning"][entry[side]]["chosen"] for side in ("base", "sage"))
+            cells = (
+                f"`VARIANT={name}`: {conditions(row, name)}" if name in row["variants"] else name,
+                *(f"{each['mean'] * scale:.2f} (sd {each['sd'] * scale:.2f})" for each in sides),
+                interval(entry["difference"], scale),
+                str(entry["n"]),
+                entry["verdict"],
+                f"{base['lr']:g}, {sage['lr']:g}",
+                f"{sage['beta0']:g}",
+            )
+            yield f"| {' | '.join(cells)} |"
+        if ran:
+            yield ""
+
+
+def variant(row: dict[str, Any], name: str) -> str:
+    """Its folder."""
+    return f"{row['task']}-variant-{name}"
+
+
+def conditions(row: dict[str, Any], name: str) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in row["variants"][name].items())
 
 
 def further_row(

@@ -1,12 +1,14 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--controls [A,B] | --relative] [--reuse]
+    python evidence/run.py TASK [--tier small|full] [--reuse]
+                                [--controls [A,B] | --relative | --variant NAME]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
 go to results/evidence/TIER/TASK. What is there already is repeated with the recipe that it was made
 with, whatever became of recipes since. With --controls the controls of the recipe, or some of them,
 are compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
---relative the relative rule alone, in TASK-relative, where the row's tier leaves it out.
+--relative the relative rule alone, in TASK-relative, where the row's tier leaves it out; with
+--variant base and SAGE under other conditions, in TASK-variant-NAME.
 With --reuse these take over what the row itself has run. SAGELR_DATA names a folder of data.
 """
 
@@ -37,6 +39,7 @@ def main() -> int:
     further = parser.add_mutually_exclusive_group()
     further.add_argument("--controls", nargs="?", const="all", metavar="A,B")
     further.add_argument("--relative", action="store_true")
+    further.add_argument("--variant", metavar="NAME")
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
@@ -66,13 +69,22 @@ def main() -> int:
             )
             return 2
         arms, name = [row["base"], "relative"], f"{name}-relative"
+    conditions: dict[str, Any] = {}
+    if options.variant:
+        known = row.get("variants", {})
+        if options.variant not in known:
+            shown = ", ".join(known) or "none"
+            print(f"There is no variant {options.variant}. Known: {shown}.", file=sys.stderr)
+            return 2
+        conditions = known[options.variant]
+        arms, name = [row["base"], row["sage"]], f"{name}-variant-{options.variant}"
     study = ROOT / "runs" / "evidence" / options.tier / name
     published = ROOT / "results" / "evidence" / options.tier
     if (made := published / name / "results.json").is_file():
         recipe = str(made.relative_to(ROOT))
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
     command += ["--arms", ",".join(arms)]
-    for key, value in {**row[options.tier], **data_of(row)}.items():
+    for key, value in {**row[options.tier], **conditions, **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     if options.reuse:
         command += ["--reuse", str(published / options.task)]

@@ -68,8 +68,11 @@ def test_rows_are_recipes_that_load(report: Any) -> None:
             assert found.study.report_seeds >= 5
 
 
-def test_what_is_published_can_be_repeated(report: Any) -> None:
+def test_what_is_published_can_be_repeated(
+    report: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """By the recipe in its results, whatever became of recipes since."""
+    monkeypatch.setenv("SAGELR_DATA", str(tmp_path))  # where data lie is another question
     from sagelr import recipe
 
     found = sorted((ROOT / "results" / "evidence").glob("*/*/results.json"))
