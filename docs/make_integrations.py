@@ -1,6 +1,7 @@
-"""Make docs/integrations.md from what a test run recorded.
+r"""Make docs/integrations.md from what a test run recorded.
 
-SAGELR_MATRIX=results/integrations.json python -m pytest tests/integrations tests/core
+SAGELR_MATRIX=results/integrations.json python -m pytest -m "processes or not processes" \
+    tests/integrations tests/core/test_torch_contract.py
 python docs/make_integrations.py
 """
 

@@ -55,6 +55,7 @@ def main(epochs: int = 3) -> float:
     accelerator.save_state(folder)
     accelerator.wait_for_everyone()
     accelerator.load_state(folder)
+    accelerator.end_training()
     return loss.item()
 
 

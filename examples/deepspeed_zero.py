@@ -51,3 +51,4 @@ def main(steps: int = 60) -> tuple[float, float]:
 
 if __name__ == "__main__":
     main()
+    torch.distributed.destroy_process_group()

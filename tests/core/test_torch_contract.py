@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler, swa_utils
 
 from sagelr import SageAdamax, SageAdamW, SageSGD
 
+LIBRARY = "torch"
 TORCH = {SageAdamW: torch.optim.AdamW, SageAdamax: torch.optim.Adamax, SageSGD: torch.optim.SGD}
 AVERAGES = {
     SageAdamW: ["exp_avg", "exp_avg_sq"],

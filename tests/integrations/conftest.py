@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+LEAVE = str(Path(__file__).with_name("leave.py"))  # stands before a script of several processes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 
 from sagelr import SageAdamW, param_groups
 
-from .conftest import EXAMPLES
+from .conftest import EXAMPLES, LEAVE
 
 LIBRARY = "accelerate"
 
@@ -68,6 +68,7 @@ def test_the_example_runs_on_two_processes(how, launch):
         "--mixed_precision=no",
         "--main_process_port=0",
         *options[how],
+        LEAVE,
         str(EXAMPLES / "accelerate_loop.py"),
     )
     losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", shown)]

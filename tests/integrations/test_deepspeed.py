@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import EXAMPLES
+from .conftest import EXAMPLES, LEAVE
 
 LIBRARY = "deepspeed"
 
@@ -18,6 +18,7 @@ def test_the_example_learns_on_two_processes(stage, launch):
         "--nproc_per_node=2",
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=127.0.0.1:0",
+        LEAVE,
         str(EXAMPLES / "deepspeed_zero.py"),
         ZERO_STAGE=str(stage),
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .conftest import EXAMPLES
+from .conftest import EXAMPLES, LEAVE
 
 LIBRARY = "torch"
 
@@ -16,6 +16,7 @@ def test_a_sharded_checkpoint_goes_on_bit_for_bit(processes, launch):
         str(processes),
         "--rdzv-backend=c10d",
         "--rdzv-endpoint=127.0.0.1:0",
+        LEAVE,
         str(EXAMPLES / "fsdp2_checkpoint.py"),
     )
     assert "after loading" in shown

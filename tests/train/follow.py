@@ -46,4 +46,4 @@ if __name__ == "__main__":
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
-        os._exit(0)  # see tests/core/test_dtensor.py
+        os._exit(0)  # see tests/integrations/leave.py
