@@ -252,9 +252,7 @@ def further(tier: str, what: str) -> Iterator[str]:
     """The secondary tables, of every task that has them."""
     for folder in sorted((RESULTS / tier).glob("*")) if (RESULTS / tier).is_dir() else ():
         data = load(tier, folder.name)
-        if data is None or "-variant-" in folder.name:
-            continue
-        if ("-controls" in folder.name) != (what == "controls"):
+        if data is None or ("-controls" in folder.name) != (what == "controls"):
             continue
         wanted = [c for c in data["comparisons"] if what == "controls" or c["sage"] == "relative"]
         if not wanted:

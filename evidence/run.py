@@ -1,14 +1,14 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
     python evidence/run.py TASK [--tier small|full] [--reuse]
-                                [--controls [A,B] | --relative | --variant NAME]
+                                [--controls [A,B] | --relative] [--variant NAME]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
 go to results/evidence/TIER/TASK. What is there already is repeated with the recipe that it was made
 with, whatever became of recipes since. With --controls the controls of the recipe, or some of them,
 are compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
---relative the relative rule alone, in TASK-relative, where the row's tier leaves it out; with
---variant base and SAGE under other conditions, in TASK-variant-NAME.
+--relative the relative rule alone, in TASK-relative, where the row's tier leaves it out. With
+--variant it is TASK-variant-NAME, the row under other conditions, in the place of the row.
 With --reuse these take over what the row itself has run. SAGELR_DATA names a folder of data.
 """
 
@@ -39,7 +39,7 @@ def main() -> int:
     further = parser.add_mutually_exclusive_group()
     further.add_argument("--controls", nargs="?", const="all", metavar="A,B")
     further.add_argument("--relative", action="store_true")
-    further.add_argument("--variant", metavar="NAME")
+    parser.add_argument("--variant", metavar="NAME")
     parser.add_argument("--reuse", action="store_true")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
@@ -50,6 +50,16 @@ def main() -> int:
     row = rows[options.task]
     recipe = row.get(f"recipe_{options.tier}", row["recipe"])
     arms, name = row.get(f"arms_{options.tier}", row["arms"]), options.task
+    conditions: dict[str, Any] = {}
+    if options.variant:
+        known = row.get("variants", {})
+        if options.variant not in known:
+            shown = ", ".join(known) or "none"
+            print(f"There is no variant {options.variant}. Known: {shown}.", file=sys.stderr)
+            return 2
+        conditions = known[options.variant]
+        arms, name = [row["base"], row["sage"]], f"{name}-variant-{options.variant}"
+    whole = name  # what --reuse takes over from
     if options.controls:
         arms, name = controls(recipe), f"{name}-controls"
         if options.controls != "all":
@@ -69,25 +79,17 @@ def main() -> int:
             )
             return 2
         arms, name = [row["base"], "relative"], f"{name}-relative"
-    conditions: dict[str, Any] = {}
-    if options.variant:
-        known = row.get("variants", {})
-        if options.variant not in known:
-            shown = ", ".join(known) or "none"
-            print(f"There is no variant {options.variant}. Known: {shown}.", file=sys.stderr)
-            return 2
-        conditions = known[options.variant]
-        arms, name = [row["base"], row["sage"]], f"{name}-variant-{options.variant}"
     study = ROOT / "runs" / "evidence" / options.tier / name
     published = ROOT / "results" / "evidence" / options.tier
     if (made := published / name / "results.json").is_file():
         recipe = str(made.relative_to(ROOT))
+        arms = controls(recipe) if options.controls == "all" else arms
     command = [sys.executable, "-m", "sagelr", "compare", recipe, "--out", str(study)]
     command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **conditions, **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     if options.reuse:
-        command += ["--reuse", str(published / options.task)]
+        command += ["--reuse", str(published / whole)]
     if options.jobs:
         command += ["--jobs", str(options.jobs)]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -104,7 +106,7 @@ def controls(recipe: str) -> list[str]:
 
 def arms_of(recipe: str) -> dict[str, Any]:
     """The arms of a recipe: a built-in one, or a file of this repository."""
-    return read(str(ROOT / recipe) if recipe.endswith(".toml") else recipe)[0]["arms"]
+    return read(str(ROOT / recipe) if Path(recipe).suffix else recipe)[0]["arms"]
 
 
 def data_of(row: dict[str, Any]) -> dict[str, str]:
