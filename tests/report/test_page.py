@@ -274,9 +274,14 @@ def test_corrections_are_told_where_results_have_them(study, show):
     document = study(gap=0.02)
     found = document["comparisons"][0]
     found["examples_ci95"] = [-0.01, 0.05]
+    alone = "the interval for SageAdamW and AdamW would be −1.00 to +5.00."
+    assert alone in show(document).text
     document["comparisons"].append(found | {"p_holm": 0.03, "holm_of": 2})
+    document["comparisons"][1]["examples_ci95"] = [-0.02, 0.06]
     text = show(document).text
-    assert "−1.00 to +5.00" in text
+    assert text.count("The 95% interval takes the test split as given.") == 1
+    both = "SageAdamW and AdamW −1.00 to +5.00; SageAdamW and AdamW −2.00 to +6.00."
+    assert f"the intervals would be: {both}" in text
     assert "After Holm's correction the p-values are: SageAdamW 0.03." in text
     assert text.count("What to try next") == 2
 

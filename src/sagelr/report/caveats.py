@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from sagelr.report.study import Arm, Study, mean, spread, test, validation
 from sagelr.report.wording import count, listed, p_value, setting
 
@@ -17,7 +14,7 @@ def caveats(study: Study) -> list[str]:
     data = study.data
     told = []
     told += _many(study)
-    told += [line for found in study.comparisons for line in _other_examples(study, found)]
+    told += _other_examples(study)
     if len(set(data["looks"])) > 1:
         told.append(
             f"The report was read more than once, at {listed([str(n) for n in data['looks']])} "
@@ -163,13 +160,21 @@ def _many(study: Study) -> list[str]:
     return [told]
 
 
-def _other_examples(study: Study, found: Mapping[str, Any]) -> list[str]:
-    """The interval with the test examples drawn anew, where they are known one by one."""
-    if "examples_ci95" not in found:
+def _other_examples(study: Study) -> list[str]:
+    """The intervals with the test examples drawn anew, where they are known one by one."""
+    told = []
+    for found in study.comparisons:
+        if "examples_ci95" in found:
+            low, high = (study.scale.change(value, unit=False) for value in found["examples_ci95"])
+            pair = f"{study.by_name[found['sage']].label} and {study.by_name[found['base']].label}"
+            told.append((pair, f"{low} to {high}"))
+    if not told:
         return []
-    low, high = (study.scale.change(value, unit=False) for value in found["examples_ci95"])
-    pair = f"{study.by_name[found['sage']].label} and {study.by_name[found['base']].label}"
+    [(pair, interval), *more] = told
+    would = f"interval for {pair} would be {interval}"
+    if more:
+        would = "intervals would be: " + "; ".join(f"{pair} {interval}" for pair, interval in told)
     return [
         "The 95% interval takes the test split as given. Had other examples of the same kind been "
-        f"in it, the interval for {pair} would be {low} to {high}."
+        f"in it, the {would}."
     ]
