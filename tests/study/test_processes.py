@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,8 +62,9 @@ class Program:
     def worker(self) -> psutil.Process | None:
         """The process that trains, once it has been at it for a while."""
         for child in psutil.Process(self.process.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                return child
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended
+                if "spawn_main" in " ".join(child.cmdline()):
+                    return child
         return None
 
     def stop(self) -> None:
@@ -121,7 +123,10 @@ def test_a_run_that_kills_its_worker_twice_is_given_up(program, recipe_file):
 
     def training() -> bool:
         worker = study.worker()
-        return worker is not None and worker.cpu_times().user > 0 and _claimed(study.out) > deaths
+        with contextlib.suppress(psutil.NoSuchProcess):
+            at_it = worker is not None and worker.cpu_times().user > 0
+            return at_it and _claimed(study.out) > deaths
+        return False
 
     for deaths in range(2):
         study.wait_until(training)
