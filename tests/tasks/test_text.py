@@ -104,19 +104,13 @@ def test_a_file_without_the_text(reviews_csv: Path, tmp_path: Path) -> None:
         make(reviews_csv, test_data=other)
 
 
-def test_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_half_a_character_is_told_with_its_line(column: str, tmp_path: Path) -> None:
     path = tmp_path / "cut.jsonl"
-    rows = ['{"text": "fine", "label": "a"}', '{"text": "cut \\ud83d", "label": "b"}']
+    cut = {"text": "well", "label": "b"} | {column: "\ud83d"}
+    rows = [json.dumps(row) for row in ({"text": "fine", "label": "a"}, cut)]
     path.write_text("\n".join(rows * 10))
-    with pytest.raises(UsageError, match="line 2: text holds half of a character"):
-        make(path)
-
-
-def test_half_a_character_is_no_class(tmp_path: Path) -> None:
-    path = tmp_path / "cut.jsonl"
-    rows = ['{"text": "fine", "label": "a"}', '{"text": "well", "label": "\\ud83d"}']
-    path.write_text("\n".join(rows * 10))
-    with pytest.raises(UsageError, match="line 2: label holds half of a character"):
+    with pytest.raises(UsageError, match=f"line 2: {column} holds half of a character"):
         make(path)
 
 
