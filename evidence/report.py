@@ -228,14 +228,12 @@ def contrast(data: dict[str, Any], sage: str, base: str) -> dict[str, Any] | Non
 def line(title: str, data: dict[str, Any], entry: dict[str, Any], p: float) -> str:
     metric, gap = data["recipe"]["metric"], entry["difference"]
     scale = metric["scale"]
-    base, sage = (entry["arms"][entry[side]] for side in ("base", "sage"))
     costs = [entry["cost"][entry[side]] for side in ("base", "sage")]
     ratios = [costs[1][key] / costs[0][key] for key in ("seconds", "peak_memory_mib")]
     cells = (
         title,
         data["arms"][entry["base"]]["label"],
-        f"{base['mean'] * scale:.2f} (sd {base['sd'] * scale:.2f})",
-        f"{sage['mean'] * scale:.2f} (sd {sage['sd'] * scale:.2f})",
+        *(mean_and_sd(entry, side, scale) for side in ("base", "sage")),
         interval(gap, scale),
         other_examples(entry, scale),
         f"{gap['p_value']:.2g} ({p:.2g})",
@@ -277,47 +275,44 @@ def further(tier: str, what: str) -> Iterator[str]:
 
 def under_other_conditions(tier: str, rows: list[dict[str, Any]]) -> Iterator[str]:
     """The variants of every row that has been run, beneath the row itself."""
-    found = [
-        (row, [(name, data) for name in variants if (data := load(tier, variant(row, name)))])
-        for row in rows
-        if (variants := row.get("variants"))
-    ]
-    if any(ran for _, ran in found):
+    titles = ("", "base", "SAGE", "difference, 95% interval", "seeds", "verdict", "lr", "β0")
+    lines: list[str] = []
+    for row in rows:
+        tables = [("the row itself", load(tier, row["task"]))]
+        for name, changed in row.get("variants", {}).items():
+            shown = ", ".join(f"{key} = {value}" for key, value in changed.items())
+            data = load(tier, f"{row['task']}-variant-{name}")
+            tables.append((f"`VARIANT={name}`: {shown}", data))
+        if any(data for _, data in tables[1:]):
+            lines += [f"**{row['title']}**\n", "| " + " | ".join(titles) + " |"]
+            lines.append("|" + "---|" * len(titles))
+            lines += [variant_row(title, row, data) for title, data in tables if data]
+            lines.append("")
+    if lines:
         yield SECTIONS["variants"]
-    for row, ran in found:
-        head = ("", "base", "SAGE", "difference, 95% interval", "seeds", "verdict", "lr", "β0")
-        if ran:
-            yield f"**{row['title']}**\n"
-            yield "| " + " | ".join(head) + " |"
-            yield "|" + "---|" * len(head)
-        for name, data in [("the row itself", load(tier, row["task"])), *ran] if ran else ():
-            entry = contrast(data, row["sage"], row["base"]) if data else None
-            if data is None or entry is None:
-                continue
-            scale = data["recipe"]["metric"]["scale"]
-            sides = [entry["arms"][entry[side]] for side in ("base", "sage")]
-            base, sage = (data["tuning"][entry[side]]["chosen"] for side in ("base", "sage"))
-            cells = (
-                f"`VARIANT={name}`: {conditions(row, name)}" if name in row["variants"] else name,
-                *(f"{each['mean'] * scale:.2f} (sd {each['sd'] * scale:.2f})" for each in sides),
-                interval(entry["difference"], scale),
-                str(entry["n"]),
-                entry["verdict"],
-                f"{base['lr']:g}, {sage['lr']:g}",
-                f"{sage['beta0']:g}",
-            )
-            yield f"| {' | '.join(cells)} |"
-        if ran:
-            yield ""
+        yield from lines
 
 
-def variant(row: dict[str, Any], name: str) -> str:
-    """Its folder."""
-    return f"{row['task']}-variant-{name}"
+def variant_row(title: str, row: dict[str, Any], data: dict[str, Any]) -> str:
+    entry = contrast(data, row["sage"], row["base"])
+    assert entry is not None
+    scale = data["recipe"]["metric"]["scale"]
+    base, sage = (data["tuning"][entry[side]]["chosen"] for side in ("base", "sage"))
+    cells = (
+        title,
+        *(mean_and_sd(entry, side, scale) for side in ("base", "sage")),
+        interval(entry["difference"], scale),
+        str(entry["n"]),
+        entry["verdict"],
+        f"{base['lr']:g}, {sage['lr']:g}",
+        f"{sage['beta0']:g}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
-def conditions(row: dict[str, Any], name: str) -> str:
-    return ", ".join(f"{key} = {value}" for key, value in row["variants"][name].items())
+def mean_and_sd(entry: dict[str, Any], side: str, scale: float) -> str:
+    scores = entry["arms"][entry[side]]
+    return f"{scores['mean'] * scale:.2f} (sd {scores['sd'] * scale:.2f})"
 
 
 def further_row(

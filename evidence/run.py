@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +46,25 @@ def main() -> int:
     options = parser.parse_args()
     rows = {row["task"]: row for row in tomllib.loads(ROWS.read_text())["row"]}
     if options.task not in rows:
-        print(f"There is no row {options.task}. Known: {', '.join(rows)}.", file=sys.stderr)
-        return 2
+        return unknown("row", options.task, rows)
     row = rows[options.task]
     recipe = row.get(f"recipe_{options.tier}", row["recipe"])
     arms, name = row.get(f"arms_{options.tier}", row["arms"]), options.task
     conditions: dict[str, Any] = {}
     if options.variant:
-        known = row.get("variants", {})
-        if options.variant not in known:
-            shown = ", ".join(known) or "none"
-            print(f"There is no variant {options.variant}. Known: {shown}.", file=sys.stderr)
-            return 2
-        conditions = known[options.variant]
+        variants = row.get("variants", {})
+        if options.variant not in variants:
+            return unknown("variant", options.variant, variants)
+        conditions = variants[options.variant]
         arms, name = [row["base"], row["sage"]], f"{name}-variant-{options.variant}"
     whole = name  # what --reuse takes over from
     if options.controls:
         arms, name = controls(recipe), f"{name}-controls"
         if options.controls != "all":
             wanted = options.controls.split(",")
-            if unknown := sorted(set(wanted) - set(arms)):
-                known = ", ".join(arm for arm in arms if arm not in BASE_AND_SAGE)
-                print(f"There is no control {unknown[0]}. Known: {known}.", file=sys.stderr)
-                return 2
+            if missing := sorted(set(wanted) - set(arms)):
+                known = [arm for arm in arms if arm not in BASE_AND_SAGE]
+                return unknown("control", missing[0], known)
             arms, name = [*BASE_AND_SAGE, *wanted], "-".join([name, *wanted])
     elif options.relative:
         base = arms_of(recipe).get("relative", {}).get("base")
@@ -96,6 +93,12 @@ def main() -> int:
     if (study / "results.json").is_file():
         publish(study, published / name)
     return status
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> int:
+    """Tell of a name that is none; the exit status."""
+    print(f"There is no {what} {name}. Known: {', '.join(known) or 'none'}.", file=sys.stderr)
+    return 2
 
 
 def controls(recipe: str) -> list[str]:

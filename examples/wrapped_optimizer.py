@@ -3,8 +3,8 @@
     python examples/wrapped_optimizer.py
 
 `Sage(base)` lets the base step, then scales what it did. It shares groups and state with the base,
-so schedulers and checkpoints see one optimizer. Its price is three
-copies of the weights in passing: they as they were, Ī and the multipliers.
+so schedulers and checkpoints see one optimizer. Its price is three copies of the weights in
+passing: they as they were, Ī and the multipliers.
 """
 
 import torch

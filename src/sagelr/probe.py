@@ -49,9 +49,11 @@ def multiplier(optimizer: Optimizer, param: Tensor) -> Tensor:
 
 
 def _relative(optimizer: Optimizer, group: Mapping[str, Any], param: Tensor) -> Tensor:
+    if param.ndim < 2:
+        return torch.ones_like(param, dtype=compute_dtype(param.dtype))
     compared = [param]
     if group["relative_over"] == "group":
-        compared = [each for each in group["params"] if each.grad is not None]
+        compared = [p for p in group["params"] if p.grad is not None and p.ndim >= 2]
     seen = [observe(optimizer, group, each) for each in compared]
     multipliers = rule.relative_multipliers(
         [smoothed for _, _, smoothed in seen],

@@ -233,7 +233,7 @@ def _in_data_folder(data: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(task)
     for key, value in task.items():
         if isinstance(value, str) and value.startswith(DATA_FOLDER):
-            if not Path(folder or "?").is_dir():
+            if not folder or not Path(folder).is_dir():
                 raise UsageError(
                     f"task.{key} = {value!r}, and SAGELR_DATA "
                     + (f"is {folder!r}, which is no folder" if folder else "is not set")

@@ -99,7 +99,7 @@ class Watch(TrainerCallback):
             self.progress(state.global_step / state.max_steps)
         last = state.global_step >= state.max_steps
         if self.observe is not None and (self._due or last):
-            self._tell(self.observe, state)
+            self._tell(self.observe, state, state.max_steps)
         if self.stop is not None and not last and not self.stopped and self.stop():
             self.stopped = control.should_training_stop = True
         # At the end of an epoch it is evaluated first, and saved then.
@@ -125,7 +125,7 @@ class Watch(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         early = state.global_step < state.max_steps and not self.stopped
         if early and self.observe is not None and self.diverged is None:
-            self._tell(self.observe, state, total=state.global_step)
+            self._tell(self.observe, state, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -197,13 +197,10 @@ class Watch(TrainerCallback):
     def _due(self) -> bool:
         return self.observe is not None and time.monotonic() - self._moment > MOMENTS
 
-    def _tell(
-        self, observe: Callable[[Moment], None], state: Any, total: int | None = None
-    ) -> None:
+    def _tell(self, observe: Callable[[Moment], None], state: Any, total: int) -> None:
         steps = len(self._seen) / self.recipe.train.accumulate
         loss = float(torch.stack(self._seen).sum()) / steps if self._seen else None
-        steps_in_all = state.max_steps if total is None else total
-        observe(Moment(state.global_step, steps_in_all, state.epoch, loss, self._multiplier))
+        observe(Moment(state.global_step, total, state.epoch, loss, self._multiplier))
         self._seen, self._moment = [], time.monotonic()
 
 

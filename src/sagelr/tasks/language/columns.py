@@ -176,8 +176,6 @@ def is_score(kind: str, tables: Sequence[Table], column: str) -> tuple[bool, str
     values = {name for _, _, name in _labels(tables, column)}
     numbers = {value: number(value) for value in values}
     numeric = all(each is not None for each in numbers.values())
-    if kind == "auto" and not numeric:
-        _check_finite(tables, column, numbers)
     if kind != "auto":
         if kind == "regression" and not numeric:
             word = next(value for value, each in numbers.items() if each is None)
@@ -191,6 +189,8 @@ def is_score(kind: str, tables: Sequence[Table], column: str) -> tuple[bool, str
             return True, "numbers with fractions"
         if column.lower() in SCORES and len(values) > 2:
             return True, f"numbers in a column called {column}"
+    else:
+        _check_finite(tables, column, numbers)
     if len(values) > CLASSES:
         raise UsageError(
             f"{tables[0].name}: {column} has {len(values):,} different values. If they are scores, "
