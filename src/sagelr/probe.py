@@ -53,7 +53,8 @@ def _relative(optimizer: Optimizer, group: Mapping[str, Any], param: Tensor) -> 
         return torch.ones_like(param, dtype=compute_dtype(param.dtype))
     compared = [param]
     if group["relative_over"] == "group":
-        compared = [p for p in group["params"] if p.grad is not None and p.ndim >= 2]
+        members = (p for p in group["params"] if p.ndim >= 2)
+        compared = [p for p in members if p.grad is not None or p is param]
     seen = [observe(optimizer, group, each) for each in compared]
     multipliers = rule.relative_multipliers(
         [smoothed for _, _, smoothed in seen],

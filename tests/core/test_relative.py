@@ -121,6 +121,16 @@ def test_a_state_without_these_options_loads(draw):
     assert other.param_groups[0]["relative"] == 0.5
 
 
+@pytest.mark.parametrize("over", ["tensor", "group"])
+def test_a_matrix_without_a_gradient_has_no_multiplier(over, draw):
+    unused, used = nn.Parameter(draw(2, 3)), nn.Parameter(draw(3, 2))
+    optimizer = SageAdamW([unused, used], relative=0.5, relative_over=over)
+    used.grad = draw(3, 2)
+    with pytest.raises(RuntimeError, match=r"shape \(2, 3\) has no gradient"):
+        optimizer.multiplier(unused)
+    assert optimizer.multiplier(used).mean().item() == pytest.approx(1.0)
+
+
 def test_a_group_is_compared_as_one_whatever_its_tensors_are_kept_in():
     """Codes for the larger one, bf16 for another: the probe, the view and the step agree."""
     torch.manual_seed(0)
