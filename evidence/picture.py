@@ -10,6 +10,7 @@ from html import escape
 LEFT, WIDTH, RIGHT, STEP, TOP = 360, 420, 130, 30, 46
 AXIS, OVER, ACROSS, UP = 64, 34, 460, 240  # of a plot: margins, width and height
 COLOURS = ("#34556e", "#1a7f4b", "#a05a00")
+VERDICTS = {"better": "#1a7f4b", "ahead": "#1a7f4b", "worse": "#b3261e", "behind": "#b3261e"}
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 CROWDED = 6  # margins to each side, above which every second one is named
 LEAST, MOST = 3, 10  # margins to each side; what goes beyond ends in an arrow
@@ -17,7 +18,7 @@ LEAST, MOST = 3, 10  # margins to each side; what goes beyond ends in an arrow
 
 @dataclass(frozen=True)
 class Line:
-    """One contrast. Differences are those of gains, so that to the right SAGE is better."""
+    """One contrast. Differences are those of gains, so that to the right is better."""
 
     title: str
     mean: float
@@ -27,28 +28,32 @@ class Line:
     verdict: str
 
 
-def forest(lines: Sequence[Line]) -> str:
-    """The differences of all rows: a point and its 95% interval for each, in margins."""
+def forest(lines: Sequence[Line], left: str, right: str) -> str:
+    """A point and its 95% interval for each line, in margins.
+
+    Args:
+        lines: what is drawn.
+        left: what it means that a point lies to the left of 0.
+        right: the same to the right.
+    """
     height = TOP + STEP * len(lines) + 34
     ends_at = [abs(value) / line.margin for line in lines for value in (line.low, line.high)]
     most = min(MOST, max(LEAST, math.ceil(max(ends_at))))
     middle, unit = LEFT + WIDTH / 2, WIDTH / 2 / most
     bottom = height - 34
     parts = [
-        *_begin(
-            LEFT + WIDTH + RIGHT, height, "SAGE minus its base, in margins, with 95% intervals"
-        ),
+        *_begin(LEFT + WIDTH + RIGHT, height, f"{left} or {right}, in margins, with 95% intervals"),
         f'<rect x="{middle - unit}" y="{TOP - 14}" width="{2 * unit}" '
         f'height="{bottom - TOP + 14}" fill="#e8eef3"/>',
         f'<line x1="{middle}" y1="{TOP - 14}" x2="{middle}" y2="{bottom}" stroke="#667788"/>',
-        text(middle - 8, TOP - 24, "base is better", "end"),
-        text(middle + 8, TOP - 24, "SAGE is better", "start"),
+        text(middle - 8, TOP - 24, left, "end"),
+        text(middle + 8, TOP - 24, right, "start"),
     ]
     for number, line in enumerate(lines):
         y = TOP + STEP * number + STEP / 2
         low, mean, high = (value / line.margin for value in (line.low, line.mean, line.high))
         ends = [middle + unit * max(-most, min(most, value)) for value in (low, high)]
-        colour = {"better": "#1a7f4b", "worse": "#b3261e"}.get(line.verdict, "#34556e")
+        colour = VERDICTS.get(line.verdict, "#34556e")
         parts += [
             text(LEFT - 12, y + 4, line.title, "end"),
             f'<line x1="{ends[0]:.1f}" y1="{y}" x2="{ends[1]:.1f}" y2="{y}" stroke="{colour}" '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,22 @@ def test_a_row_without_results_says_how_to_run_it(report: Any) -> None:
     assert "no row has been run" in list(report.conclusions([row]))[1]
 
 
+def test_controls_share_a_table_where_they_share_runs(
+    report: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One study trained its base anew, and its scores came out otherwise."""
+    published = importlib.import_module("published")
+    monkeypatch.setattr(published, "RESULTS", tmp_path)
+    for name, score in (("gradient", 0.5), ("norm", 0.5), ("shuffled", 0.4)):
+        arms = {"adamw": {"values": [score, 0.6]}, "sage-adamw": {"values": [0.7, 0.8]}}
+        folder = tmp_path / "shared" / f"here-controls-{name}"
+        folder.mkdir(parents=True)
+        results = {"comparisons": [{"seeds": [1, 2], "arms": arms}]}
+        (folder / "results.json").write_text(json.dumps(results))
+    found = [[name for name, _ in group] for group in published.controls("shared", "here")]
+    assert found == [["here-controls-gradient", "here-controls-norm"], ["here-controls-shuffled"]]
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "evidence"))
@@ -58,8 +75,7 @@ def test_the_relative_rule_is_not_run_without_its_base(
 def test_rows_are_recipes_that_load(report: Any) -> None:
     from sagelr import recipe
 
-    rows = report.tomllib.loads((ROOT / "evidence" / "rows.toml").read_text())["row"]
-    for row in rows:
+    for row in report.read_rows():
         for tier in ("small", "full"):
             name = row.get(f"recipe_{tier}", row["recipe"])
             name = str(ROOT / name) if name.endswith(".toml") else name
@@ -79,7 +95,7 @@ def test_what_is_published_can_be_repeated(
     assert found
     for path in found:
         again = recipe.load(str(path))
-        data = report.json.loads(path.read_text())
+        data = json.loads(path.read_text())
         assert list(data["arms"]) == again.study.arms
         for name, arm in data["arms"].items():
             assert set(again.arms[name].grid) <= {"lr_ratio", *arm["grid"]}
