@@ -188,6 +188,38 @@ def test_a_parameter_without_a_gradient_is_left_out():
     }
 
 
+def test_a_group_that_is_turned_off_is_left_out():
+    model = Small()
+    optimizer = make(model)
+    probe = SageProbe(model, optimizer, attach=False)
+    model.loss().backward()
+    before = {row["layer"] for row in probe.look()}
+    under_sage = [group for group in optimizer.param_groups if group["sage"]]
+    for group in under_sage:
+        group["sage"] = False
+    assert probe.look() is None
+    for group in under_sage:
+        group["sage"] = True
+    assert {row["layer"] for row in probe.look()} == before
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_a_process_without_a_part_of_what_is_sharded_sees_nothing(shape):
+    model = nn.ParameterDict({"weight": torch.ones(shape)})
+    probe = SageProbe(model, SageAdamW(model.parameters()), attach=False)
+    model["weight"].grad = torch.ones(shape)
+    assert probe.look() == []
+
+
+def test_tensors_are_made_where_they_are_needed_whatever_the_default_device():
+    model = Small()
+    probe = SageProbe(model, make(model), attach=False)
+    model.loss().backward()
+    expected = probe.look()
+    with torch.device("meta"):
+        assert probe.look() == expected
+
+
 def test_several_looks_together():
     model = Small()
     optimizer = make(model)
@@ -272,6 +304,12 @@ def test_what_cannot_be_watched_is_refused(tmp_path):
         SageProbe(model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(ValueError, match="that Small has not"):
         SageProbe(Small(), optimizer)
+    shell = torch.optim.SGD(model.parameters())
+    shell.param_groups = optimizer.param_groups  # as ZeroRedundancyOptimizer has them
+    with pytest.raises(
+        ValueError, match=r"SGD has SAGE's parameter groups but not its state.*optim"
+    ):
+        SageProbe(model, shell)
     with pytest.raises(ValueError, match="every=0"):
         SageProbe(model, optimizer, every=0)
     with pytest.raises(ValueError, match=r"the suffix \.jsonl or \.parquet"):
@@ -416,6 +454,43 @@ def test_the_callback_of_lightning_looks_after_clipping(tmp_path):
     assert sorted({line["step"] for line in lines}) == [3, 6]
     assert seen == pytest.approx([module.norms[2], module.norms[5]])
     assert max(seen) < 1.01e-2
+    assert "configure_gradient_clipping" not in vars(module)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_callbacks_of_lightning_stand_beside_each_other(automatic, tmp_path):
+    lightning = pytest.importorskip("lightning")
+    from sagelr.integrations.lightning import probe_callback
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = Small().encoder, nn.Linear(8, 2)
+            self.automatic_optimization = automatic
+
+        def training_step(self, batch, index):
+            logits = self.head(self.encoder(batch["x"]).mean(1))
+            loss = nn.functional.cross_entropy(logits, batch["labels"])
+            if not automatic:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+            return loss
+
+        def configure_optimizers(self):
+            return make(self)
+
+    paths, module = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"], Module()
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[probe_callback(every=3, file=path) for path in paths],
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(Rows(), batch_size=8))
+    one, two = (path.read_text() for path in paths)
+    assert one == two
+    assert {json.loads(line)["step"] for line in one.splitlines()} == {3, 6}
     assert "configure_gradient_clipping" not in vars(module)
 
 

@@ -88,6 +88,8 @@ class View:
 
     def rows(self, step: int) -> list[MultiplierRow]:
         """Figures of every layer that was seen."""
+        if not len(self.layer):  # a process may hold none of what is sharded
+            return []
         count = len(self.layers)
         sampled = torch.bincount(self.layer, minlength=count)
 
@@ -122,7 +124,7 @@ class View:
         order = self.multiplier.argsort()
         order = order[self.layer[order].argsort(stable=True)]  # by layer, and by r within it
         r = self.multiplier[order]
-        level = torch.tensor(QUANTILES, dtype=torch.float64) / 100
+        level = torch.tensor(QUANTILES, dtype=torch.float64, device="cpu") / 100
         first = (sampled.cumsum(0) - sampled)[:, None]
         place = first + level * (sampled - 1).clamp_(min=0)[:, None]
         place = place.clamp_(max=len(r) - 1)  # a layer that was not seen has no place of its own
@@ -154,6 +156,13 @@ class Viewer:
     ) -> None:
         # Accelerate and Lightning wrap it; the groups are the same, the hooks and state are not.
         self.optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        if any("sage" in g for g in self.optimizer.param_groups) and not hasattr(
+            self.optimizer, "multiplier"
+        ):
+            raise ValueError(
+                f"{type(self.optimizer).__name__} has SAGE's parameter groups but not its state. "
+                "Give the optimizer that it wraps (ZeroRedundancyOptimizer has it as `.optim`)."
+            )
         self._whole = whole
         places, names = locate(model), {p: name for name, p in model.named_parameters()}
         self._params: list[tuple[Tensor, Mapping[str, Any], int]] = []
@@ -198,7 +207,7 @@ class Viewer:
         alike: dict[tuple[Any, ...], list[tuple[Tensor, int]]] = {}
         groups: dict[int, Mapping[str, Any]] = {}
         for param, group, layer in self._params:
-            if param.grad is not None:
+            if param.grad is not None and group["sage"]:
                 groups[id(group)] = group
                 step = float(self.optimizer.state.get(param, {}).get("sensitivity_step", 0.0))
                 key = (id(group), param.device, param.dtype, step)
@@ -237,7 +246,9 @@ class Viewer:
         smoothed = rule.smooth(before, current, group["beta0"])
         if group["sage_bias_correction"]:
             smoothed = rule.bias_correct(smoothed, group["beta0"], step + 1)
-        layer = torch.repeat_interleave(torch.tensor(layers), torch.tensor(sizes))
+        layer = torch.tensor(layers, device="cpu").repeat_interleave(
+            torch.tensor(sizes, device="cpu")
+        )
         variation = rule.variation(current, smoothed)
         return _Piece(params, sizes, layer, current, before, smoothed, variation)
 

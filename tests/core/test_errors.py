@@ -66,6 +66,12 @@ BAD: list[tuple[list[type], dict[str, Any], type[Exception], list[str]]] = [
         ["state_format='float32'", "'bfloat16'"],
     ),
     (
+        ALL,
+        {"differentiable": True, "rounding": "stochastic"},
+        ValueError,
+        ["rounding='nearest'", "'stochastic'", "no gradient"],
+    ),
+    (
         [SageAdamax, SageSGD],
         {"state_format": "8bit"},
         ValueError,
@@ -187,6 +193,18 @@ def test_parameters_of_other_kinds_are_refused(cls, tensor, says):
         optimizer.add_param_group({"params": [tensor]})
     assert_says(caught, says)
     assert len(optimizer.param_groups) == 1
+
+
+def test_frozen_quantized_weights_stand_among_the_others(cls):
+    """As when a whole model is given, whose base is in integers and whose adapters train."""
+    codes = nn.Parameter(torch.ones(2, dtype=torch.uint8), requires_grad=False)
+    trained = nn.Parameter(torch.ones(2))
+    optimizer = cls([codes, trained], lr=0.1)
+    for _ in range(2):
+        trained.grad = torch.randn(2)
+        optimizer.step()
+    assert codes.tolist() == [1, 1]
+    assert not torch.equal(trained.detach(), torch.ones(2))
 
 
 def test_the_name_of_a_parameter_is_told(cls):

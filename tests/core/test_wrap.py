@@ -584,6 +584,32 @@ def test_decay_at_an_lr_that_the_base_makes_itself(options):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("lr", "fixed"), [(0.1, False), (0.001, True)])
+def test_decay_that_is_given_for_a_step(lr, fixed):
+    """As pytorch-optimizer has it: fixed_decay takes λ off, without lr."""
+
+    class Own(optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["params"][0].data.mul_(1 - 0.1 * (1.0 if fixed else group["lr"]))
+
+    param = nn.Parameter(torch.full((2,), 2.0, dtype=F64))
+    wrapped = Sage(Own([param], lr=lr))
+    wrapped.param_groups[0] |= {"weight_decouple": True, "fixed_decay": fixed, "weight_decay": 0.1}
+    param.grad = torch.ones(2, dtype=F64)
+    wrapped.step()
+    expected = 2.0 * (1 - 0.1 * (1.0 if fixed else lr))
+    torch.testing.assert_close(param.detach(), torch.full((2,), expected, dtype=F64))
+
+
+def test_decay_at_an_lr_that_the_base_estimates_is_refused():
+    """Prodigy and D-Adaptation of pytorch-optimizer decay by d·lr·λ, with lr = 1."""
+    group = {"params": [nn.Parameter(torch.ones(2))], "d0": 1e-6, "weight_decouple": True}
+    with pytest.raises(ValueError, match=r"scales lr by itself.*weight_decay=0"):
+        Sage(optim.SGD([group], lr=1.0, weight_decay=0.01))
+    Sage(optim.SGD([group], lr=1.0, weight_decay=0.01), decay="inside")
+
+
 def test_decay_that_cannot_be_told_is_refused():
     class Own(optim.SGD):
         pass

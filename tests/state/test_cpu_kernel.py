@@ -130,6 +130,16 @@ def test_a_compiler_that_fails_is_told_once_and_the_step_is_taken(fresh, monkeyp
 
 
 @pytest.mark.usefixtures("compiled")
+def test_a_compiler_may_have_arguments(fresh, monkeypatch, tmp_path):
+    """As in CXX="ccache g++"."""
+    monkeypatch.setenv("CXX", f"env SEEN=1 {' '.join(cpu.compiler())}")
+    monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
+    cpu.compiler.cache_clear()
+    steps()
+    assert [record for record in fresh.records if record.levelname == "WARNING"] == []
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
 def test_a_build_is_kept_and_used_again(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("SAGELR_CACHE", str(tmp_path))
     steps()

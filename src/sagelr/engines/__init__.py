@@ -13,10 +13,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from sagelr.engines import cpu, eager, foreach, triton
-from sagelr.engines.plan import Place, Plan, State
+from sagelr.engines.plan import Place, Plan, State, not_plain
 
 logger = logging.getLogger("sagelr")
 
@@ -63,8 +62,9 @@ def choose(
                 level = logging.WARNING
                 cost = " The eager step takes tens of times as long; fused=False takes it silently."
             _say_once(level, f"No fused step is taken: {obstacle}.{cost}")
-    plain = all(type(param) in (Tensor, Parameter) for param in params)
-    return foreach.update if params[0].device.type in ACCELERATORS and plain else eager.update
+    if params[0].device.type in ACCELERATORS and not_plain(params, grads) is None:
+        return foreach.update
+    return eager.update
 
 
 def _fused(device: str) -> ModuleType | None:

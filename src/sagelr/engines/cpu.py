@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from sagelr import bases
 from sagelr.engines import eager
-from sagelr.engines.plan import DECAYS, Place, Plan, State, unlike
+from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, unlike
 from sagelr.state import codes, formats
 
 logger = logging.getLogger("sagelr")
@@ -77,9 +78,8 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
     dtype = params[0].dtype
     if any(grad.dtype != dtype for grad in grads):
         return f"a gradient is not {dtype}, as its parameter is"
-    other = {type(param) for param in params} - {Tensor, torch.nn.Parameter}
-    if other:
-        return f"a parameter is a {other.pop().__name__}"
+    if other := not_plain(params, grads):
+        return other
     return _missing(_kind(plan, dtype))
 
 
@@ -130,13 +130,7 @@ def _apart(
     places: Sequence[Place],
 ) -> list[int]:
     """Which of them the kernel cannot take: it walks memory in order."""
-    apart = unlike(plan, params, state)
-    if not (all(map(Tensor.is_contiguous, params)) and all(map(Tensor.is_contiguous, grads))):
-        apart |= {
-            i
-            for i, (param, grad) in enumerate(zip(params, grads, strict=True))
-            if not (param.is_contiguous() and grad.is_contiguous())
-        }
+    apart = unlike(plan, params, grads, state)
     if plan.coded:
         # It takes a row of codes with one key of the random bits, which changes at 2^32 elements.
         apart |= {
@@ -212,15 +206,15 @@ NO_COMPILER = "there is no C++ compiler for it (under Linux g++ or clang++; or s
 
 
 @functools.cache
-def compiler() -> str | None:
-    """The C++ compiler to use: $CXX, else g++ or clang++; None if there is none."""
+def compiler() -> tuple[str, ...] | None:
+    """The C++ compiler to use, as the words of a command: $CXX, else g++ or clang++; or None."""
     if platform.system() != "Linux":  # elsewhere the compilers differ in how they do OpenMP
         return None
-    named = os.environ.get("CXX")
-    for name in (named,) if named else ("g++", "clang++"):
+    named = shlex.split(os.environ.get("CXX", ""))  # may be "ccache g++"
+    for name, *options in [named] if named else [["g++"], ["clang++"]]:
         found = shutil.which(name)
         if found:
-            return found
+            return (found, *options)
     return None
 
 
@@ -266,7 +260,7 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
     recipe = (
         SOURCE.read_text(),
         *(header.read_text() for header in HEADERS),
-        cxx,
+        *cxx,
         _version(cxx),
         _processor(),
         *FLAGS,
@@ -285,7 +279,7 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
         logger.warning("cannot keep compiled kernels in %s (%s); using %s", folder, error, kept)
         scratch, target = _new_file(kept), kept / target.name
     logger.info("compiling the fused CPU step into %s", target)
-    command = [cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
+    command = [*cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         scratch.unlink(missing_ok=True)
@@ -301,8 +295,8 @@ def _new_file(folder: Path) -> Path:
 
 
 @functools.cache
-def _version(cxx: str) -> str:
-    done = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False)
+def _version(cxx: tuple[str, ...]) -> str:
+    done = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False)
     return done.stdout
 
 

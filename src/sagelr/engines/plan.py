@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sagelr.bases import Base
-from sagelr.state import formats
+from sagelr.state import codes, formats
 
 Decay = Literal["decoupled", "scaled", "l2"]
 DECAYS: tuple[str, ...] = get_args(Decay)
@@ -139,37 +139,74 @@ class Plan:
         return step.item()
 
 
-def unlike(plan: Plan, params: Sequence[Tensor], state: State) -> set[int]:
-    """Parameters whose averages do not lie as they do, element for element.
+def not_plain(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str | None:
+    """A parameter or gradient that may have no memory of its own, in words; None without one."""
+    for what, tensors in (("parameter", params), ("gradient", grads)):
+        other = {*map(type, tensors)} - {Tensor, torch.nn.Parameter}
+        if other:
+            return f"a {what} is a {other.pop().__name__}"
+    return None
+
+
+def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State) -> set[int]:
+    """Parameters that what walks memory must not take: not all of theirs lies there as it is shown.
 
     A model may be converted after its first step (`double()`, `to(memory_format=…)`, another tensor
-    put into a parameter), which leaves the optimizer's state as it was. What walks memory must not
-    take these.
+    put into a parameter), which leaves the optimizer's state as it was; a state may be converted as
+    a whole, counts and all; and gradients may be views whose sign torch keeps apart from memory, or
+    zeros that have none.
 
     Raises:
         RuntimeError: an average has another shape than its parameter.
     """
-    sizes = list(map(Tensor.numel, params))
-    dtype = compute_dtype(params[0].dtype)
     found = set[int]()
-    for name in plan.state_names():
-        column, wanted = state[name], plan.storage(name).dtype or dtype
-        if (
-            all(map(Tensor.is_contiguous, column))
-            and {average.dtype for average in column} == {wanted}
-            and list(map(Tensor.numel, column)) == sizes
-        ):
-            continue
-        for i, (average, param) in enumerate(zip(column, params, strict=True)):
-            if average.shape != param.shape:
-                raise RuntimeError(
-                    f"A parameter of shape {tuple(param.shape)} has {name} of shape "
-                    f"{tuple(average.shape)}: it was replaced after the optimizer had taken steps. "
-                    "Make the optimizer anew, or keep the parameter's shape."
-                )
-            if average.dtype != wanted or not average.is_contiguous():
+    if not _lies_as_shown(plan, params, grads, state):
+        for i in range(len(params)):
+            own = {name: column[i : i + 1] for name, column in state.items()}
+            if not _lies_as_shown(plan, params[i : i + 1], grads[i : i + 1], own):
                 found.add(i)
+    shapes = list(map(Tensor.size, params))
+    for name in plan.state_names():
+        _check_shapes(name, state[name], shapes, shapes)
+    if plan.coded:
+        wanted = [torch.Size(codes.blocks(shape)) for shape in shapes]
+        for name in plan.state_names():
+            _check_shapes(name + formats.SCALE, state[name + formats.SCALE], wanted, shapes)
     return found
+
+
+def _lies_as_shown(
+    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State
+) -> bool:
+    """Whether all of it is in memory in order, in the dtypes that the plan says."""
+    names = plan.stored_names()
+    kinds = dict.fromkeys(names, torch.float32)  # of counts
+    for name in plan.state_names():
+        kinds[name] = plan.storage(name).dtype or compute_dtype(params[0].dtype)
+        kinds[name + formats.SCALE] = torch.uint8
+    return (
+        all(
+            all(map(Tensor.is_contiguous, c))
+            for c in (params, grads, *(state[name] for name in names))
+        )
+        and all({each.dtype for each in state[name]} == {kinds[name]} for name in names)
+        and not any(any(map(Tensor.is_neg, column)) for column in (params, grads))
+        and not any(map(Tensor._is_zerotensor, grads))
+    )
+
+
+def _check_shapes(
+    name: str, column: Sequence[Tensor], wanted: list[torch.Size], shapes: list[torch.Size]
+) -> None:
+    """Refuse state of another shape than that of its parameter, or its blocks."""
+    here = list(map(Tensor.size, column))
+    if here != wanted:
+        i = next(i for i, each in enumerate(here) if each != wanted[i])
+        raise RuntimeError(
+            f"A parameter of shape {tuple(shapes[i])} has {name} of shape {tuple(here[i])}: it was "
+            "replaced after the optimizer had taken steps. Make the optimizer anew, or keep the "
+            "parameter's shape."
+        )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sagelr import bases
 from sagelr.engines import foreach
-from sagelr.engines.plan import DECAYS, Place, Plan, State, unlike
+from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, unlike
 from sagelr.engines.triton_tables import Tables
 from sagelr.state import codes, formats
 
@@ -81,9 +81,8 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
         return f"parameters are {dtype}"
     if any(grad.dtype != dtype for grad in grads):
         return f"a gradient is not {dtype}, as its parameter is"
-    other = {type(param) for param in params} - {Tensor, torch.nn.Parameter}
-    if other:
-        return f"a parameter is a {other.pop().__name__}"
+    if other := not_plain(params, grads):
+        return other
     return _lacking(params[0].device)
 
 
@@ -127,21 +126,12 @@ def _apart(
 ) -> list[int]:
     """Parameters that the kernel cannot take.
 
-    It walks memory in order, and so must all lie. The counts are read by the kernel where a graph
-    may be captured and here where not; they lie elsewhere if capturable was changed in between.
+    The counts are read by the kernel where a graph may be captured and here where not; they lie
+    elsewhere if capturable was changed in between.
     """
-    apart = unlike(plan, params, state)
-    scales = [name for name in plan.stored_names() if name.endswith(formats.SCALE)]
-    columns = [params, grads, *(state[name] for name in scales)]
-    where = {params[0].device if plan.capturable else torch.device("cpu")}
-    if {count.device for count in state["step"]} != where or not all(
-        all(map(Tensor.is_contiguous, column)) for column in columns
-    ):
-        apart |= {
-            i
-            for i, tensors in enumerate(zip(*columns, strict=True))
-            if {state["step"][i].device} != where or not all(map(Tensor.is_contiguous, tensors))
-        }
+    apart = unlike(plan, params, grads, state)
+    where = params[0].device if plan.capturable else torch.device("cpu")
+    apart |= {i for i, count in enumerate(state["step"]) if count.device != where}
     return sorted(apart)
 
 
@@ -222,10 +212,12 @@ def _tiles(sizes: Sequence[tuple[int, int]]) -> Tensor:
     for elements, width in sizes:
         blocks = elements // width * -(-width // codes.BLOCK) if width else 0
         counts.append(-(-blocks // (TILE // codes.BLOCK)) if width else -(-elements // TILE))
-    each = torch.tensor(counts)
-    tensors = torch.arange(len(sizes)).repeat_interleave(each)
+    each = torch.tensor(counts, device="cpu")
+    tensors = torch.arange(len(sizes), device="cpu").repeat_interleave(each)
     starts = (each.cumsum(0) - each).repeat_interleave(each)
-    return torch.stack((tensors, torch.arange(len(tensors)) - starts), dim=1).to(torch.int32)
+    return torch.stack((tensors, torch.arange(len(tensors), device="cpu") - starts), dim=1).to(
+        torch.int32
+    )
 
 
 # -- the launch -----------------------------------------------------------------------------------

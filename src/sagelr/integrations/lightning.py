@@ -61,16 +61,25 @@ def probe_callback(**options: Any) -> Callback:
             @wraps(clip)
             def clip_and_look(optimizer: Any, *args: Any, **kwargs: Any) -> None:
                 clip(optimizer, *args, **kwargs)
-                if self.probe is not None and _bare(optimizer) is self.probe.viewer.optimizer:
-                    self.probe.before_step()
+                self._look(optimizer)
 
             pl_module.configure_gradient_clipping = clip_and_look
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            # With manual optimization Lightning clips nothing after it, and whoever wrote the loop
+            # has clipped already.
+            if not pl_module.automatic_optimization:
+                self._look(optimizer)
+
+        def _look(self, optimizer: Any) -> None:
+            if self.probe is not None and _bare(optimizer) is self.probe.viewer.optimizer:
+                self.probe.before_step()
 
         def on_train_end(self, trainer: Any, pl_module: Any) -> None:
             if self.probe is not None:
                 self.probe.close()
                 self.probe = None
-                del pl_module.configure_gradient_clipping
+                vars(pl_module).pop("configure_gradient_clipping", None)
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             self.on_train_end(trainer, pl_module)

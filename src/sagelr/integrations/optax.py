@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 __all__ = ["ScaleBySageState", "sage_adamax", "sage_adamw", "sage_sgd", "scale_by_sage"]
 
@@ -303,7 +304,7 @@ def _check(**options: float | Array) -> None:
         ValueError: an option out of range.
     """
     for name, value in options.items():
-        if not isinstance(value, int | float):  # within optax.inject_hyperparams
+        if isinstance(value, Tracer) or jnp.ndim(value):  # in optax.inject_hyperparams
             continue
         low, high, open_, words = RANGES[name]
         if not low <= value < high or (open_ and value == low):

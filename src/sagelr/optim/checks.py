@@ -123,11 +123,12 @@ def check_group(
             "fastest engine that can run."
         )
     _check_relative(where, group)
-    if group["differentiable"] and group["state_format"] != "float32":
-        raise ValueError(
-            f"{where}differentiable=True needs state_format='float32', got "
-            f"{group['state_format']!r}: rounding has no gradient."
-        )
+    for option, exact in (("state_format", "float32"), ("rounding", "nearest")):
+        if group["differentiable"] and group[option] != exact:
+            raise ValueError(
+                f"{where}differentiable=True needs {option}={exact!r}, got {group[option]!r}: "
+                "rounding has no gradient."
+            )
 
 
 def _check_relative(where: str, group: Mapping[str, Any]) -> None:
@@ -188,6 +189,8 @@ def check_params(name: str, group: Mapping[str, Any]) -> None:
                 "it to torch's optimizer."
             )
         if not param.is_floating_point():
+            if isinstance(param, torch.nn.Parameter):  # quantized and frozen: it has no gradient
+                continue
             raise TypeError(
                 f"{name}: {label(group, i)} has dtype {param.dtype}. Give it floating-point "
                 "tensors."

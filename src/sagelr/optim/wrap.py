@@ -151,7 +151,8 @@ class Sage(Optimizer):
         check_numbers("Sage", group, self._own)
         check_params("Sage", group)
         own_lr = "scale_parameter" in group and not hasattr(self.base, "_get_lr")
-        if own_lr and self._is_decoupled(group):
+        estimates = "d0" in group or "growth_rate" in group  # as Prodigy and D-Adaptation do
+        if (own_lr or estimates) and self._is_decoupled(group):
             raise ValueError(
                 f"Sage: {type(self.base).__name__} scales lr by itself, so that what its "
                 "weight_decay takes off cannot be told from its step. Set weight_decay=0, or give "
@@ -255,6 +256,8 @@ class Sage(Optimizer):
         lr, decay, base = group["lr"], group["weight_decay"], vars(self.base)
         if "scale_parameter" in group:  # Transformers' Adafactor makes its own lr of it
             lr = self.base._get_lr(group, state)  # type: ignore[attr-defined]
+        if group.get("fixed_decay"):  # pytorch-optimizer: decay is given for a step, whatever lr
+            lr = 1.0
         if base.get("decoupled_wd"):  # lion_pytorch: decay is given for the first lr
             decay = decay / base["_init_lr"]
         return lr * decay

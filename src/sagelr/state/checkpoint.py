@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sagelr.state import formats, shards
+from sagelr.state import codes, formats, shards
 
 COUNTS = ("step", "sensitivity_step")
 # How a step is executed is for the machine at hand, not for the one that saved.
@@ -25,6 +25,21 @@ AVERAGES = {
     "exp_inf": "SageAdamax or torch's Adamax",
     "momentum_buffer": "SageSGD or torch's SGD",
 }
+# What torch's other optimizers keep, which nothing here goes on from.
+OTHERS = frozenset(
+    (
+        "acc_delta",
+        "ax",
+        "eta",
+        "mu",
+        "mu_product",
+        "prev",
+        "row_var",
+        "square_avg",
+        "step_size",
+        "sum",
+    )
+)
 # Options of torch's optimizers that have no meaning here.
 FOREIGN = ("amsgrad", "decoupled_weight_decay")
 
@@ -61,6 +76,7 @@ def load(
         else:
             _refuse_foreign(optimizer, incoming, averages)
         _refuse_cast(optimizer, incoming)
+        _refuse_shapes(optimizer, incoming, averages or ())
         seen.update(_with_options(optimizer, incoming))
         return seen
 
@@ -96,14 +112,17 @@ def _refuse_foreign(
     """Refuse what would go on from a step count with averages that are not there."""
     for entry in incoming["state"].values():
         held = {name for name, value in entry.items() if value is not None}
-        foreign = sorted((held & AVERAGES.keys()) - set(averages))
-        # torch's SGD keeps no count, and no buffer where it has no momentum.
-        lacking = [name for name in averages if name not in held and "step" in held]
+        others = held.difference(averages) & {*AVERAGES, *OTHERS, "exp_avg"}
+        foreign = sorted(others, key=lambda name: (name not in AVERAGES, name))
+        begun = not held.isdisjoint((*averages, *COUNTS))
+        lacking = [name for name in averages if name not in held and begun]
+        # torch's SGD, and SageSGD, keep no buffer where they have no momentum.
         if foreign or (lacking and lacking != ["momentum_buffer"]):
             name, has = type(optimizer).__name__, ", ".join(sorted(held))
             what = f"has {foreign[0]}" if foreign else f"has no {lacking[0]} but {has}"
             own = AVERAGES[averages[-1]]
-            other = f" load this one into {AVERAGES[foreign[0]]}," if foreign else ""
+            known = AVERAGES.get(foreign[0]) if foreign else None
+            other = f" load this one into {known}," if known else ""
             raise ValueError(
                 f"This state {what}: it is not that of {name}, nor of the optimizer {name} is "
                 f"built on. Give a state of {own},{other} or start afresh from the model's weights."
@@ -140,6 +159,34 @@ def _refuse_cast(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
                         f"sharded state of {wanted!r} with it, has cast {name} to {value.dtype}, "
                         "which means nothing. Make the optimizer with the format it was saved in; "
                         "where nothing is sharded, state is converted."
+                    )
+
+
+def _refuse_shapes(
+    optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
+) -> None:
+    """Refuse what cannot go with its parameter element for element, such as that of another model.
+
+    What a sharded parameter is given as a whole is checked when its part is taken.
+    """
+    for saved, own in zip(incoming["param_groups"], optimizer.param_groups, strict=False):
+        for key, param in zip(saved["params"], own["params"], strict=False):
+            state = incoming["state"].get(key, {})
+            for name in (*averages, "exp_avg_sensitivity"):
+                for kept, shape in (
+                    (name, param.shape),
+                    (name + formats.SCALE, codes.blocks(param.shape) if param.ndim else ()),
+                ):
+                    value = state.get(kept)
+                    if not isinstance(value, Tensor) or value.shape == torch.Size(shape):
+                        continue
+                    if shards.is_dtensor(param) and not shards.is_dtensor(value):
+                        continue
+                    raise ValueError(
+                        f"This state has {kept} of shape {tuple(value.shape)} where a parameter of "
+                        f"shape {tuple(param.shape)} stands: it is that of another model, or its "
+                        "parameters are in another order. Give the state that was saved with "
+                        "these weights, or start afresh from them."
                     )
 
 
