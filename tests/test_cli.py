@@ -87,7 +87,7 @@ def test_a_recipe_is_shown_as_it_can_be_used(program, tmp_path):
         (KeyboardInterrupt(), 130, "Stopped."),
         (MemoryError(), 1, "Error: out of memory. Use fewer --jobs"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "Error: x: No space left"),
-        (OSError(errno.EACCES, "Permission denied", "x"), 1, "--out a folder that you may write"),
+        (OSError(errno.EACCES, "Permission denied", "x"), 1, "and, for --out, write to"),
         (OSError(errno.EIO, "Input/output error"), 1, "Error: Input/output error. Check"),
         (RuntimeError("unexpected pos 9 vs 1"), 1, "Error: no space left on the device. Make room"),
         (

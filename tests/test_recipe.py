@@ -255,6 +255,12 @@ def test_recipes_that_are_not_there(tmp_path):
     refused(lambda: load(str(tmp_path / "latin.toml")), "not UTF-8 text (byte 8)")
 
 
+def test_a_mark_that_editors_begin_with_is_none_of_the_text(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "digits-vit"\ntitle = "Mine"', encoding="utf-8-sig")
+    assert load(str(path)).title == "Mine"
+
+
 def test_what_was_trained_holds_its_recipe(tmp_path):
     made = load("digits-vit", {"train.epochs": 3, "arms.sage-adamw.grid.lr": [0.1, 0.2]})
     metric = {"metric": made.score.to_json()}  # as results.json has it

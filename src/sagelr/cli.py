@@ -45,6 +45,8 @@ def main() -> None:
     """Run the command on the command line and exit."""
     quiet()
     try:
+        for word in sys.argv[1:]:
+            _check_text(word)
         from sagelr.commands import app
 
         app()
@@ -55,6 +57,21 @@ def main() -> None:
         if message:
             print(message, file=sys.stderr)
         sys.exit(status)
+
+
+def _check_text(word: str) -> None:
+    """Refuse what could not be written down, as a command is in results.
+
+    Raises:
+        UsageError: an argument is not UTF-8.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(word).decode(errors="replace")
+        raise UsageError(
+            f"The argument {shown!r} is not UTF-8 text. If it names a file or folder, rename that."
+        ) from None
 
 
 def explain(error: BaseException) -> tuple[str, int]:
@@ -79,7 +96,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = ROOM
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "Give --out a folder that you may write to."
+            remedy = "Give a path that you may read and, for --out, write to."
         else:
             remedy = "Check that the path is right and can be read and written."
         return f"Error: {where}{reason}. {remedy}", 1

@@ -179,7 +179,7 @@ def scalars(row: MultiplierRow) -> dict[str, float]:
 
 
 def _finite(value: object) -> object:
-    """The value, or None in the place of what JSON has no word for."""
+    """The value, or None in the place of what is no number, for which JSON has no word."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -231,7 +231,8 @@ class _Table:
         )
         if self._file is None:
             self._file = self._parquet.ParquetWriter(self._path, schema)
-        self._file.write_table(arrow.Table.from_pylist(flat, schema=schema))
+        known = [{key: _finite(value) for key, value in row.items()} for row in flat]
+        self._file.write_table(arrow.Table.from_pylist(known, schema=schema))
 
     def close(self) -> None:
         if self._file is not None:

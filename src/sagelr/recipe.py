@@ -13,6 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -96,7 +97,7 @@ def _text(name: str) -> str:
     path = Path(name)
     if path.suffix in (".toml", ".json") or path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UsageError(
@@ -426,6 +427,10 @@ def _message(
             reason = problem["msg"].removeprefix("Value error, ").rstrip(".")
             simple = not isinstance(problem["input"], dict | BaseModel) and key
             value = f" = {problem['input']!r}" if simple else ""
+            if problem["type"] == "string_type" and isinstance(
+                problem["input"], int | float | date
+            ):
+                reason += f", put in quotes: '{key}=\"{problem['input']}\"'"
             lines.append(f"{key}{value}: {reason}" if key else reason)
     lines = list(dict.fromkeys(lines))
     return f"{where}: " + (lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)) + "."

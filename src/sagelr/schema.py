@@ -258,6 +258,12 @@ class Recipe(_Strict):
                 raise ValueError(f"study.arms names {name!r}; {nearest(name, self.arms)}")
         if len(set(self.study.arms)) < len(self.study.arms):
             raise ValueError("study.arms names an arm twice")
+        labels = [self.arms[name].label for name in self.study.arms]
+        if same := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(
+                f"two arms of the study have the label {same[0]!r}, and pages could not tell them "
+                "apart. Give each its own"
+            )
         for name, arm in self.arms.items():
             if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
                 raise ValueError(
@@ -291,6 +297,11 @@ class Recipe(_Strict):
     def chosen_arms(self) -> dict[str, Arm]:
         """The arms of the study, in its order."""
         return {name: self.arms[name] for name in self.study.arms}
+
+    def chosen_pairs(self) -> list[tuple[str, str]]:
+        """Base and arm of every comparison of the study."""
+        arms = self.chosen_arms()
+        return [(arm.base, name) for name, arm in arms.items() if arm.base and arm.base in arms]
 
     def middle(self, name: str) -> Setting:
         """The middle of an arm's grid as written, before anything is tuned."""

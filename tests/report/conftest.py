@@ -25,6 +25,7 @@ ABOUT = {
     "data": {"name": "Digits", "source": "made up", "loader": "Invented here.",
              "rows": {"train": 1000, "validation": 300, "test": 497}, "sha256": "ab" * 32},
     "looks": [10],
+    "planned": 0,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The page as text: what it says of a study, and that it is safe and whole."""
 
 import json
+import os
 import re
 import shlex
 from html import unescape
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from transformers import ViTConfig, ViTForImageClassification
 
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import load, parse_override
 from sagelr.report import write_report
 from sagelr.report.page import GENERATOR
@@ -85,6 +86,8 @@ def test_what_to_try_next_fits_the_verdict(study, show):
     assert "optimizer = SageAdamW(param_groups(model, weight_decay=0.01), lr=" in better
     unclear = study(gap=0.008, spread=0.02)
     needed = unclear["comparison"]["seeds_needed"]
+    assert f"sagelr compare digits-vit --seeds {needed}" in show(unclear).text
+    unclear["command"] = "sagelr compare digits-vit --set study.report_seeds=10"
     assert f"sagelr compare digits-vit --seeds {needed}" in show(unclear).text
     assert "Stay with AdamW on this task." in show(study(gap=-0.02)).text
 
@@ -185,6 +188,28 @@ def test_runs_that_ended_badly_are_told(study, show):
     assert "tuning runs diverged or failed" in page.text
     assert "1 failed, " in page.text
     assert any(t.get("marker", {}).get("symbol") == "x-thin" for t in page.figures["lr"]["data"])
+
+
+def test_what_equivalence_goes_by_is_shown(study, show):
+    """A 95% interval may reach beyond the margin that the 90% interval lies within."""
+    document = study(gap=0.005, spread=0.004, seeds=5)
+    gap = document["comparison"]["difference"]
+    assert document["comparison"]["verdict"] == "equivalent"
+    page = show(document)
+    low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in gap["ci90"])
+    assert f"its 90% interval, {low} to {high}, lies within the margin" in page.text
+    (thick,) = (d for d in page.figures["difference-1"]["data"] if d["name"] == "90% interval")
+    assert thick["x"] == pytest.approx([100 * value for value in gap["ci90"]])
+    if document["comparison"]["significant"]:
+        assert "to be lost by either choice" not in page.text
+
+
+def test_a_study_that_was_ended_early_is_told(study, show):
+    document = study()
+    assert "asked for at first" not in show(document).text
+    text = show(document | {"planned": 20}).text
+    assert "Read once, at 10 seeds. 20 seeds were asked for at first." in text
+    assert "20 seeds were asked for at first, and the study was ended with fewer" in text
 
 
 def test_looking_twice_and_an_optimum_on_the_edge_are_told(study, show):
@@ -534,6 +559,11 @@ def test_a_page_is_replaced_and_another_file_is_not(study, tmp_path):
     with pytest.raises(SagelrError, match="not a page of sagelr's"):
         write_report(document, other)
     assert other.read_text() == "<p>mine"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a page of sagelr's"):
+        write_report(document, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "pipe").unlink()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "thesis.html"]
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_both_files_of_a_probe_read_alike(tmp_path):
     (tmp_path / "probe.jsonl").write_text(json.dumps(ROW) + "\n")
     rows = [read(tmp_path / f"probe.{kind}").live[0].rows[0] for kind in ("parquet", "jsonl")]
     assert {key: rows[0][key] for key in ROW} == rows[1]
+
+
+def test_what_is_not_finite_is_nothing_in_either_file_of_a_probe(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    flat = {key: value for key, value in ROW.items() if key != "quantiles"}
+    flat |= {f"q{level}": math.inf for level in ROW["quantiles"]} | {"sensitivity": math.nan}
+    pyarrow.parquet.write_table(arrow.Table.from_pylist([flat]), tmp_path / "probe.parquet")
+    (row,) = read(tmp_path / "probe.parquet").live[0].rows
+    assert row["sensitivity"] is None
+    assert set(row["quantiles"].values()) == {None}
+    assert sections.page(read(tmp_path / "probe.parquet")).figures()
 
 
 def test_a_probe_alone_makes_a_page(tmp_path):

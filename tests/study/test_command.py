@@ -104,16 +104,38 @@ def test_failed_runs_are_told_in_the_end(compare, pretend, tmp_path):
 
 
 @whole_study
-def test_the_command_goes_on_after_ctrl_c(compare, pretend):
+def test_the_command_goes_on_after_ctrl_c(compare, pretend, tmp_path, ctrl_c):
     def interrupted(run):
         if len(pretend.trained) == 4:
-            raise KeyboardInterrupt
+            ctrl_c()
         return pretend.valley(run)
 
     pretend.let(interrupted)
     assert compare()[0] == 130
+    # Results and page are of the same moment.
+    runs = results(tmp_path / "runs" / "tiny")["runs"]
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert f"In progress: {len(runs)} of " in " ".join(page.split())
     pretend.let(pretend.valley)
     assert compare()[0] == 0
+
+
+@whole_study
+def test_an_arm_whose_report_runs_diverge_is_told(compare, pretend, tmp_path):
+    def diverging(run):
+        if (run.stage, run.arm) == ("report", "sage-adamw"):
+            lost = {"status": "diverged", "error": "loss nan"}
+            return pretend.valley(run) | lost | {"scores": {"validation": None, "test": None}}
+        return pretend.valley(run)
+
+    pretend.let(diverging)
+    status, out, err = compare()
+    assert (status, err) == (0, "")
+    said = "0 of 3 runs of AdamW and 3 of 3 runs of SageAdamW did not end with a score."
+    assert f"No comparison of SageAdamW with AdamW: {said}" in " ".join(out.split())
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "No comparison of SageAdamW with AdamW: too few runs ended with a score." in page
+    assert said in page
 
 
 @pytest.mark.parametrize(
@@ -130,6 +152,10 @@ def test_the_command_goes_on_after_ctrl_c(compare, pretend):
         (["--set", "train.epochs=many"], 2, "train.epochs"),
         (["--set", "arms.adamw.options={beta0=0.5}"], 2, "AdamW has no option 'beta0'"),
         (["--set", "arms.sage-adamw.grid.beta0=[1.5]"], 2, "beta0"),
+        (["--set", "arms.adamw.options.betas=[]"], 2, "arms.adamw at lr=0.001"),
+        (["--set", "title=2024-01-01"], 2, "put in quotes: 'title=\"2024-01-01\"'"),
+        (["--set", "arms.sage-adamw.label=AdamW"], 2, "have the label 'AdamW'"),
+        (["--out", "caf\udce9"], 2, "'caf\ufffd' is not UTF-8 text"),
         (["--seeds", "1"], 2, "--seeds"),
         (["--jobs", "0"], 2, "--jobs"),
         (["--study", "mine"], 2, "--storage is needed as well"),

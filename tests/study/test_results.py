@@ -90,6 +90,29 @@ def test_a_run_that_diverged_leaves_the_comparison_open(recipe, reported):
     assert found["seeds_needed"] is None
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_arms_of_which_nearly_all_runs_diverged_are_told(recipe, reported, left):
+    """The more fail, the louder it should be; and they count among what is corrected for."""
+    lost = {"status": "diverged", "error": "loss nan", "scores": {"test": None}}
+    more = {"third": dict.fromkeys(SEEDS[left:], lost)}
+    scores = {"adamw": BASE, "sage-adamw": BETTER, "third": BASE}
+    three, runs = recipe(THIRD), reported(scores, more)
+    (entry,) = results.unpaired(three, runs, CHOSEN, SEEDS)
+    assert (entry["base"], entry["sage"]) == ("adamw", "third")
+    assert f"0 of 6 runs of AdamW and {6 - left} of 6 runs of" in entry["settles"]
+    (found,) = compared(three, runs)
+    assert found["sage"] == "sage-adamw"
+    assert found["p_holm"] == pytest.approx(2 * found["difference"]["p_value"])
+    assert found["holm_of"] == 2
+
+
+def test_arms_that_have_not_ended_are_waited_for(recipe, reported):
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER[:1]})
+    assert results.unpaired(recipe(), runs, CHOSEN, SEEDS) == []
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER})
+    assert results.unpaired(recipe(), runs, CHOSEN, SEEDS) == []
+
+
 def test_several_arms_against_one_base_are_corrected_for(recipe, reported):
     runs = reported({"adamw": BASE, "sage-adamw": BETTER, "third": [0.91] * 6})
     found = compared(recipe(THIRD), runs)
@@ -149,6 +172,10 @@ def test_the_first_number_that_is_none_is_named(value, name):
         (BETTER, "SageAdamW is better than AdamW: accuracy +4.00 points (95% interval +"),
         ([2 * b - s for b, s in zip(BASE, BETTER, strict=True)], "SageAdamW is worse than AdamW"),
         ([b + 0.0001 * i for i, b in enumerate(BASE)], "are equivalent within 1 point:"),
+        (
+            [b + 0.0001 * i for i, b in enumerate(BASE)],
+            "real, but within the margin by its 90% interval, +0.01 p",
+        ),
         ([0.95, 0.86, 0.97, 0.85, 0.95, 0.90], "No difference between SageAdamW and AdamW was"),
     ],
 )

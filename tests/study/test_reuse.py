@@ -77,6 +77,16 @@ def test_failed_runs_and_arms_of_other_options_are_trained(recipe, pretend, tmp_
     assert sum("/sage-adamw/" in key for key in pretend.trained) == 6
 
 
+def test_a_run_at_another_lr_is_none_of_these_however_near(recipe, pretend, tmp_path):
+    """A run is named by six digits of its lr, and found again by all of them."""
+    exact = 0.00031622776601683794
+    pretend(recipe({"arms.adamw.grid.lr": [exact, 2e-3, 4e-3]}), tmp_path / "first")
+    pretend.trained.clear()
+    near = recipe({"arms.adamw.grid.lr": [3.16228e-4, 2e-3, 4e-3]})
+    pretend(near, tmp_path / "more", reuse=tmp_path / "first")
+    assert pretend.trained == ["tune/adamw/lr=0.000316228/seed=0"]
+
+
 def test_runs_of_another_machine_say_so(recipe, pretend, tmp_path, monkeypatch):
     pretend(recipe(), tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "brought")

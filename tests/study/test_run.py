@@ -131,8 +131,24 @@ def test_seeds_that_were_asked_for_and_not_begun_may_be_left_out(recipe, pretend
     document = pretend(recipe({"study.report_seeds": 5}), tmp_path / "out")
     assert document["comparison"]["n"] == document["recipe"]["study"]["report_seeds"] == 5
     assert max(run["seed"] for run in document["runs"]) == 1004
+    assert document["planned"] == 50  # results could be seen when it was ended
     fewer = pretend(recipe({"study.report_seeds": 2}), tmp_path / "out")
     assert fewer["comparison"]["n"] == 5
+    again = pretend(recipe({"study.report_seeds": 50}), tmp_path / "out")
+    assert "planned" not in again
+
+
+def test_fewer_seeds_before_any_result_of_the_report_are_a_plan(recipe, pretend, tmp_path, ctrl_c):
+    def interrupted(run):
+        if run.stage == "report":
+            ctrl_c()
+        return pretend.valley(run)
+
+    with pytest.raises(InterruptedStudyError):
+        pretend(recipe({"study.report_seeds": 50}), tmp_path / "out", interrupted, jobs=1)
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    begun = any(run["stage"] == "report" for run in kept["runs"])
+    assert ("planned" in pretend(recipe(), tmp_path / "out")) == begun
 
 
 # -- what goes wrong ----------------------------------------------------------------------------
@@ -238,6 +254,25 @@ def test_after_two_deaths_a_run_is_given_up_with_the_reason(recipe, pretend, tmp
     mended = pretend(recipe(), tmp_path / "out")
     assert mended["comparison"]["failed"] == {"adamw": 0, "sage-adamw": 0}
     assert mended["comparison"]["n"] == 3
+
+
+def test_a_failed_run_of_a_seed_that_is_no_longer_asked_for_is_none(
+    recipe, pretend, tmp_path, ctrl_c
+):
+    def failing(run):
+        if run.seed == 1003:
+            ctrl_c()
+        if run.seed >= 1002:
+            raise RuntimeError("out of luck")
+        return pretend.valley(run)
+
+    with pytest.raises(InterruptedStudyError):
+        pretend(recipe({"study.report_seeds": 4}), tmp_path / "out", failing, jobs=1)
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert 1002 in {run["seed"] for run in kept["runs"] if run["error"]}
+    document = pretend(recipe({"study.report_seeds": 2}), tmp_path / "out")
+    assert document["comparison"]["n"] == 2
+    assert [run for run in document["runs"] if run["error"]] == []
 
 
 def test_a_setting_that_fails_is_not_chosen(recipe, pretend, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -100,8 +101,7 @@ def compare(
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
-    pairs = [name for name, arm in checked.chosen_arms().items() if arm.base in checked.study.arms]
-    if names is not None and not pairs:
+    if names is not None and not checked.chosen_pairs():
         raise UsageError(
             f"There is nothing to compare among the arms {', '.join(checked.study.arms)}: it takes "
             "an arm and the base that it names. Give both with --arms."
@@ -109,7 +109,7 @@ def compare(
     name = checked.name + ("-quick" if quick else "")
     folder = out or Path("runs") / name
     page = _Page()
-    with _Display(f"{checked.name}{' (smoke run)' if quick else ''}") as display:
+    with page, _Display(f"{checked.name}{' (smoke run)' if quick else ''}") as display:
         display.note(f"{checked.title}. Results and page: {folder}")
         document = run(
             Request(
@@ -127,7 +127,6 @@ def compare(
                 note=display.note,
             )
         )
-    page.render(document, folder, last=True)
     _tell(document, checked)
     if page.problem:
         console.print(page.problem, style="yellow", markup=False)
@@ -167,15 +166,32 @@ def _command(storage: str | None) -> str:
 
 
 class _Page:
-    """Renders report.html now and then; a page that cannot be made does not stop the study."""
+    """Renders report.html now and then, and at the end, be it an error or Ctrl-C.
+
+    A page that cannot be made does not stop the study.
+    """
 
     def __init__(self) -> None:
         self.problem: str | None = None
         self._next = float("-inf")
+        self._left_out: tuple[dict[str, Any], Path] | None = None
 
-    def render(self, document: dict[str, Any], folder: Path, last: bool = False) -> None:
-        if not last and (self.problem or time.monotonic() < self._next):
-            return
+    def __enter__(self) -> _Page:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        # Where there is an error already, it is the one to tell.
+        with contextlib.suppress(*[OSError] if kind else []):
+            if self._left_out is not None:
+                self._render(*self._left_out)
+
+    def render(self, document: dict[str, Any], folder: Path) -> None:
+        self._left_out = (document, folder)
+        if not self.problem and time.monotonic() >= self._next:
+            self._render(document, folder)
+
+    def _render(self, document: dict[str, Any], folder: Path) -> None:
+        self._left_out = None
         self.problem, began = None, time.monotonic()
         try:
             from sagelr.report import write_report
@@ -289,7 +305,10 @@ def _tell(document: dict[str, Any], recipe: Recipe) -> None:
                 str(arm["n"]),
             )
         console.print(table)
-    if not document["comparisons"]:
+    for lost in document.get("unpaired", ()):
+        sage, base = (document["arms"][lost[side]]["label"] for side in ("sage", "base"))
+        console.print(f"No comparison of {sage} with {base}: {lost['settles']}", markup=False)
+    if not document["comparisons"] and "unpaired" not in document:
         console.print("No comparison: it takes a sage arm, its base, and two seeds of both.")
 
 
@@ -329,8 +348,12 @@ def sentence(found: dict[str, Any], document: dict[str, Any], recipe: Recipe) ->
         case "worse":
             return f"{sage} is worse than {base}: {details}."
         case "equivalent":
-            real = " The difference is real but within the margin." if found["significant"] else ""
-            return f"{sage} and {base} are equivalent within {margin}: {details}.{real}"
+            low, high = (amount(value) for value in gap["ci90"])
+            real = "real, but " if found["significant"] else ""
+            return (
+                f"{sage} and {base} are equivalent within {margin}: {details}. The difference is "
+                f"{real}within the margin by its 90% interval, {low} to {high}."
+            )
     if any(found["failed"].values()):
         return (
             f"Undecided between {sage} and {base}, since some runs did not end with a score. "

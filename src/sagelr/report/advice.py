@@ -122,7 +122,9 @@ def _after_equivalent(study: Study, found: Any, sage: Arm, base: Arm) -> list[St
     less = "one setting less to tune and keeps less state"
     if sage.role == "variant":
         less = "one learning rate less to choose"
-    enough = f"Here {base.label} is enough: it has {less}. Nothing is lost by either choice."
+    enough = f"Here {base.label} is enough: it has {less}."
+    if not found["significant"]:
+        enough += " Nothing is known to be lost by either choice."
     steps = [Step(enough)]
     if sage.role == "sage":
         steps.append(
@@ -250,8 +252,11 @@ def with_seeds(command: str, number: int) -> str:
     Examples:
         >>> with_seeds("sagelr compare digits-vit --seeds 4 --jobs 2", 40)
         'sagelr compare digits-vit --jobs 2 --seeds 40'
+        >>> with_seeds("sagelr compare mine --set study.report_seeds=5 --set a.b=1", 40)
+        'sagelr compare mine --set a.b=1 --seeds 40'
     """
     kept, _ = _without(_words(command), "--seeds")
+    kept = _without_setting(kept, "study.report_seeds")
     return shlex.join([*kept, "--seeds", str(number)])
 
 
@@ -287,6 +292,17 @@ def _without(words: list[str], option: str) -> tuple[list[str], str | None]:
         else:
             kept.append(word)
     return kept, value
+
+
+def _without_setting(words: list[str], key: str) -> list[str]:
+    """The words of a command without a --set of this key."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        given = [word, next(rest, "")] if word == "--set" else [word]
+        if not given[-1].removeprefix("--set=").startswith(f"{key}="):
+            kept += given
+    return kept
 
 
 def _without_quick(command: str) -> str:

@@ -20,6 +20,12 @@ def caveats(study: Study) -> list[str]:
             f"The report was read more than once, at {listed([str(n) for n in data['looks']])} "
             "seeds. Adding seeds after a look makes a chance find likelier than the p-value says."
         )
+    if (planned := data.get("planned", 0)) > data["recipe"]["study"]["report_seeds"]:
+        told.append(
+            f"{planned} seeds were asked for at first, and the study was ended with fewer after "
+            "results could be seen. Stopping where the numbers please makes a chance find likelier "
+            "than the p-value says."
+        )
     for arm in study.arms:
         if data["tuning"].get(arm.name, {}).get("on_edge") and not data["quick"]:
             told.append(

@@ -53,7 +53,7 @@ def of_study(study: Study) -> list[Entry]:
         )
     )
     entries.append(
-        Entry("looks", _looks(data["looks"]), word="looks"),
+        Entry("looks", _looks(data), word="looks"),
     )
     bad = study.ended_badly()
     failed = sum(run["status"] == "failed" for run in bad)
@@ -152,11 +152,15 @@ def _extended(study: Study) -> str:
     return f"{why} ({'; '.join(told)})."
 
 
-def _looks(looks: list[int]) -> str:
+def _looks(data: Mapping[str, Any]) -> str:
+    looks, seeds = data["looks"], data["recipe"]["study"]["report_seeds"]
     if not looks:
         return "The report is not finished."
     at = listed([str(number) for number in looks])
-    return f"Read once, at {at} seeds." if len(looks) == 1 else f"Read at {at} seeds."
+    told = f"Read once, at {at} seeds." if len(looks) == 1 else f"Read at {at} seeds."
+    if (planned := data.get("planned", 0)) > seeds:
+        told += f" {planned} seeds were asked for at first."
+    return told
 
 
 def _machine(data: Mapping[str, Any]) -> Iterator[Entry]:

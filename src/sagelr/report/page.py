@@ -6,7 +6,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from sagelr.errors import UsageError
 from sagelr.report import sections
-from sagelr.report.source import Found, Source, read
+from sagelr.report.source import Found, Source, finite, read
 from sagelr.report.words import WORDS
 
 GENERATOR = '<meta name="generator" content="sagelr">'  # tells our pages from other files
@@ -42,7 +41,7 @@ def write_report(sources: Source | Iterable[Source], out: Path) -> Path:
     """
     out = Path(out)
     page = render(read(sources))
-    if out.is_file() and not _is_ours(out):
+    if out.exists() and not (out.is_file() and _is_ours(out)):
         raise UsageError(
             f"{out} is there already and is not a page of sagelr's, so it is left as it is. Give "
             "--out another file."
@@ -89,18 +88,10 @@ def embedded(data: Mapping[str, Any]) -> str:
         >>> print(embedded({"name": "</script>", "y": [float("nan")]}))
         {"name":"\u003c/script\u003e","y":[null]}
     """
-    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(data), separators=(",", ":"), allow_nan=False)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _static(name: str) -> str:

@@ -131,7 +131,8 @@ def _study(shown: Page, study: Study) -> None:
     if not study.finished:
         shown.progress = progress["done"] / max(1, progress["total"])
     if len(study.comparisons) > MANY:
-        shown.verdicts = shown.verdicts[:1]
+        first, *more = shown.verdicts
+        shown.verdicts = [first, *(each for each in more if each.comparison is None)]
         shown.every_difference = scores.every_difference(study)
     shown.differences = [
         scores.difference(study, each.comparison, n)

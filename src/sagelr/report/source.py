@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def _files(path: Path) -> list[Path]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not JSON: not even text (byte {error.start}). {GIVE}"
@@ -168,6 +169,15 @@ def _lines(path: Path) -> list[Any]:
     return rows
 
 
+def finite(value: Any) -> Any:
+    """Data with None in the place of floats that are no numbers, for which JSON has no word."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _table(path: Path) -> list[dict[str, Any]]:
     try:
         import pyarrow
@@ -178,7 +188,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
             ".jsonl file."
         ) from None
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        rows = finite(pyarrow.parquet.read_table(path).to_pylist())
     except pyarrow.ArrowException as error:
         raise UsageError(f"{path} is not a whole Parquet file: {error}.") from None
     levels = [key for key in (rows[0] if rows else {}) if key[:1] == "q" and key[1:].isdigit()]

@@ -56,6 +56,7 @@ class Study:
         self.arms = _arms(data)
         self.by_name = {arm.name: arm for arm in self.arms}
         self.comparisons: list[Mapping[str, Any]] = data["comparisons"]
+        self.unpaired: list[Mapping[str, Any]] = data.get("unpaired", [])
 
     @property
     def select_by(self) -> str:

@@ -44,9 +44,9 @@ class Verdict:
 
 def verdicts(study: Study) -> list[Verdict]:
     """One for each comparison; one that says how far the study is, if there is none."""
-    if not study.comparisons:
-        return [_pending(study)]
-    return [_verdict(study, found) for found in study.comparisons]
+    told = [_verdict(study, found) for found in study.comparisons]
+    told += [_without_scores(study, found) for found in study.unpaired]
+    return told or [_pending(study)]
 
 
 # -- nothing to compare yet ---------------------------------------------------------------------
@@ -74,6 +74,17 @@ def _pending(study: Study) -> Verdict:
         "There is nothing to compare here.",
         "A verdict takes a sage arm, the base arm it names, and two seeds of both that ended with "
         "a score.",
+        steps=failures(study),
+    )
+
+
+def _without_scores(study: Study, found: Mapping[str, Any]) -> Verdict:
+    """Of two arms of which too few report runs ended with a score."""
+    sage, base = study.by_name[found["sage"]], study.by_name[found["base"]]
+    return Verdict(
+        "inconclusive",
+        f"No comparison of {sage.label} with {base.label}: too few runs ended with a score.",
+        found["settles"],
         steps=failures(study),
     )
 
@@ -144,8 +155,14 @@ def _sentence(study: Study, found: Mapping[str, Any], sage: Arm, base: Arm) -> s
             return told + "."
         case "equivalent":
             if found["significant"]:
-                return told + f"is real, but smaller than the {margin} that would matter here."
-            return told + f"lies within the margin of {margin} that was set before any run."
+                told += f"is real, but smaller than the {margin} that would matter here: "
+            else:
+                told += "is not told apart from none, and any that matters is ruled out: "
+            low, high = (scale.change(value, unit=False) for value in gap["ci90"])
+            return told + (
+                f"its 90% interval, {low} to {high}, lies within the margin of {margin} that was "
+                "set before any run."
+            )
     if any(found["failed"].values()):
         return (
             told + f"leaves those runs out and decides nothing. {found['settles'] or ''}".rstrip()

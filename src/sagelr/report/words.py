@@ -98,7 +98,8 @@ WORDS: dict[str, Word] = {
     "effect": Word(
         "effect size",
         "d_z: the mean of the paired differences divided by their standard deviation. It is larger "
-        "than Cohen's d where the scores of both arms go up and down together.",
+        "than Cohen's d where the scores of both arms go up and down together (a correlation above "
+        "0.5).",
     ),
     "sd": Word("sd", "Standard deviation over the seeds (n − 1)."),
     "margin": Word(

@@ -24,7 +24,8 @@ from sagelr.training.precision import precision_here, settled
 RESULTS, PAGE = "results.json", "report.html"
 # What may differ between two starts of one study: none of it changes a finished run or its verdict.
 FREE = ("title", "description", "quick", "aliases", "study.report_seeds")
-RUNS = ("tune/", "report/")  # what the names of records of runs begin with
+REPORT = "report/"
+RUNS = ("tune/", REPORT)  # what the names of records of runs begin with
 PRECISION = "train.precision"
 # Until settings are chosen, or a grid is placed by its base's best lr, it may still be changed.
 EXTENSIONS = "study.max_extensions"
@@ -120,7 +121,11 @@ def _forget_what_binds_nothing(storage: Storage) -> str | None:
     records = storage.records
     known = records.get("study", {}).get("id")
     if any(name.startswith(RUNS) for name in records):
-        storage.forget([name for name in records if name.startswith("seeds=")])
+        asked = [name for name in records if name.startswith("seeds=")]
+        if asked and any(name.startswith(REPORT) for name in records):
+            most = max(records[name] for name in asked)
+            storage.record(f"planned={most}", most)
+        storage.forget(asked)
     else:
         storage.forget([*records])
         storage.forget_queues()
@@ -135,7 +140,14 @@ def about(records: Mapping[str, Any], command: str) -> dict[str, Any]:
         command: as typed.
     """
     looks = sorted(value for name, value in records.items() if name.startswith("look="))
-    return {**records["study"], "data": records.get("data"), "looks": looks, "command": command}
+    planned = [value for name, value in records.items() if name.startswith("planned=")]
+    return {
+        **records["study"],
+        "data": records.get("data"),
+        "looks": looks,
+        "planned": max(planned, default=0),  # seeds that were asked for when results were known
+        "command": command,
+    }
 
 
 def report_seeds(records: Mapping[str, Any]) -> int:
@@ -150,7 +162,7 @@ def seeds_used(records: Mapping[str, Any]) -> int:
     None of them may be left out any more.
     """
     looks = [value for name, value in records.items() if name.startswith("look=")]
-    runs = [run["seed"] for name, run in records.items() if name.startswith("report/")]
+    runs = [run["seed"] for name, run in records.items() if name.startswith(REPORT)]
     return max([0, *looks, *(seed - FIRST_REPORT_SEED + 1 for seed in runs)])
 
 

@@ -94,7 +94,7 @@ def assemble(
 
     Args:
         recipe: as validated.
-        about: id, created, command, overrides, quick, machine, versions, data, looks.
+        about: id, created, command, overrides, quick, machine, versions, data, looks, planned.
         status: "tuning", "reporting" or "complete".
         total: runs of the plan as it stands.
         runs: key → entry of every run that is finished or failed.
@@ -105,6 +105,7 @@ def assemble(
     shown = recipe.to_json() | {"metric": recipe.score.to_json()}
     shown["study"]["report_seeds"] = len(seeds)
     comparisons = compare(recipe, runs, chosen, seeds) if chosen else []
+    lost = unpaired(recipe, runs, chosen, seeds) if chosen else []
     return {
         "schema": SCHEMA,
         "id": about["id"],
@@ -139,7 +140,9 @@ def assemble(
         },
         "comparison": comparisons[0] if comparisons else None,
         "comparisons": comparisons,
+        **({"unpaired": lost} if lost else {}),
         "looks": about["looks"],
+        **({"planned": about["planned"]} if about["planned"] > len(seeds) else {}),
     }
 
 
@@ -241,21 +244,58 @@ def compare(
     """Every sage arm against its base, paired by seed; nothing for a pair with under two seeds.
 
     The more sage arms a base is compared with, the likelier one of them looks better by chance:
-    their entries then have `p_holm` as well, their p-value corrected for all of them.
+    their entries then have `p_holm` as well, their p-value corrected for all of them, those of
+    `unpaired` too.
     """
-    arms = recipe.chosen_arms()
-    pairs = [(arm.base, name) for name, arm in arms.items() if arm.base in arms]
-    found = [_compare(recipe, runs, chosen, seeds, base, sage) for base, sage in pairs if base]
+    found = [
+        _compare(recipe, runs, chosen, seeds, base, sage) for base, sage in recipe.chosen_pairs()
+    ]
     entries = [entry for entry in found if entry is not None]
-    for base in arms:
+    lost = unpaired(recipe, runs, chosen, seeds)
+    for base in recipe.chosen_arms():
         same = [entry for entry in entries if entry["base"] == base]
-        if len(same) > 1:
+        without = sum(entry["base"] == base for entry in lost)
+        if len(same) + without > 1:
             p_values = [entry["difference"]["p_value"] for entry in same]
-            corrected = statistics.holm([1.0 if p is None else p for p in p_values])
+            known = [1.0 if p is None else p for p in p_values]
+            corrected = statistics.holm([*known, *[1.0] * without])[: len(same)]
             for entry, own, p_value in zip(same, p_values, corrected, strict=True):
                 if own is not None:
-                    entry |= {"p_holm": p_value, "holm_of": len(same)}
+                    entry |= {"p_holm": p_value, "holm_of": len(same) + without}
     return entries
+
+
+def unpaired(
+    recipe: Recipe,
+    runs: Mapping[str, dict[str, Any]],
+    chosen: Mapping[str, Setting],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Sage arms and bases whose report runs have all ended, under two of both with a score."""
+    found = []
+    for base, sage in recipe.chosen_pairs():
+        sides = {name: _reported(runs, name, chosen[name], seeds) for name in (base, sage)}
+        scored = [
+            {seed for seed, run in side.items() if run["status"] == "complete"}
+            for side in sides.values()
+        ]
+        ended = all(len(side) == len(seeds) for side in sides.values())
+        if ended and len(seeds) > 1 and len(scored[0] & scored[1]) < 2:
+            found.append({"base": base, "sage": sage, "settles": _unscored(recipe, sides)})
+    return found
+
+
+def _unscored(recipe: Recipe, sides: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
+    """How many runs of two arms ended without a score, and what to do about it."""
+    told = " and ".join(
+        f"{sum(run['status'] != 'complete' for run in side.values())} of {len(side)} runs of "
+        f"{recipe.arms[name].label}"
+        for name, side in sides.items()
+    )
+    return (
+        f"{told} did not end with a score. What is left cannot decide; a lower lr, or finding out "
+        "why they ended, comes first."
+    )
 
 
 def _compare(
@@ -290,15 +330,10 @@ def _compare(
     failed = {name: len(sides[name]) - len(complete[name]) for name in sides}
     if failed[base] or failed[sage]:
         # The seeds that are left are those on which both went well: they say nothing of the rest.
-        labels = recipe.arms
-        told = " and ".join(
-            f"{failed[name]} of {len(sides[name])} runs of {labels[name].label}" for name in sides
-        )
         entry |= {
             "verdict": "inconclusive",
             "seeds_needed": None,
-            "settles": f"{told} did not end with a score. What is left cannot decide; a lower lr, "
-            "or finding out why they ended, comes first.",
+            "settles": _unscored(recipe, sides),
         }
     return {
         "base": base,

@@ -218,8 +218,9 @@ class _Study:
         """Refuse to choose settings where an arm has none to choose from."""
         for name, tuned in tuning.arms.items():
             if tuned.chosen is None and tuned.grid["lr"]:  # not for want of a base's
-                self._write("tuning", _Plan(tuning, None, [], self.recipe.study.report_seeds))
-                ended = [run for run in self._runs().values() if run["arm"] == name]
+                now = _Plan(tuning, None, [], self.recipe.study.report_seeds)
+                self._write("tuning", now)
+                ended = [run for run in self._runs(now).values() if run["arm"] == name]
                 last = next((run for run in reversed(ended) if run["error"]), None)
                 reason = last["error"].rstrip(".") if last else "no reason known"
                 remedy = "Mend that, and run the same command again."
@@ -257,9 +258,11 @@ class _Study:
         """Publish what another study has of these; whether it had any."""
         if self.reusable is None:
             return False
-        found = [run.key for run in runs if run.key in self.reusable.runs]
+        # A key has lr to six digits; what is found again by its setting has to have all of them.
+        known = self.reusable.runs
+        found = [run.key for run in runs if known.get(run.key, {}).get("setting") == run.setting]
         for key in found:
-            self.storage.record(key, self.reusable.runs[key])
+            self.storage.record(key, known[key])
         if found:
             self.news = True
             self.request.note(f"{len(found)} runs are taken over from {self.request.reuse}.")
@@ -344,10 +347,14 @@ class _Study:
 
     # -- telling --------------------------------------------------------------------------------
 
-    def _runs(self) -> dict[str, dict[str, Any]]:
+    def _runs(self, now: _Plan) -> dict[str, dict[str, Any]]:
+        """All that have ended, but for report runs that failed and are not asked for any more."""
+        wanted = {run.key for run in now.reporting}
         runs: dict[str, dict[str, Any]] = {}
-        for queue in self.queues.values():
-            runs |= {**queue.failed, **queue.published}
+        for stage, queue in self.queues.items():
+            failed = queue.failed.items()
+            runs |= {key: run for key, run in failed if stage == "tune" or key in wanted}
+            runs |= queue.published
         return runs
 
     def _write(self, status: str, now: _Plan) -> dict[str, Any]:
@@ -357,7 +364,7 @@ class _Study:
             about=identity.about(self.storage.records, self.request.command),
             status=status,
             total=now.total,
-            runs=self._runs(),
+            runs=self._runs(now),
             arms=now.tuning.arms,
             chosen=now.chosen,
             seeds=[plan.FIRST_REPORT_SEED + i for i in range(now.seeds)],
@@ -370,7 +377,7 @@ class _Study:
         return document
 
     def _show(self, now: _Plan) -> None:
-        runs = self._runs()
+        runs = self._runs(now)
         total = max(now.total, len(runs))
         done = len(runs) + self.crew.share
         seconds = [run["seconds"] for run in runs.values() if run["seconds"]]

@@ -83,10 +83,9 @@ def difference(base: Sequence[float], sage: Sequence[float]) -> Difference:
     mean, sd = float(pairs.mean()), float(pairs.std(ddof=1))
     scale = float(max(np.abs(np.asarray(base)).max(), np.abs(np.asarray(sage)).max()))
     if sd <= 1e-12 * scale:  # all alike, but for rounding
+        mean = mean if abs(mean) > 1e-12 * scale else 0.0
         alike = (mean, mean)
-        return Difference(
-            mean, 0.0, alike, alike, None, 0.0 if abs(mean) > 1e-12 * scale else 1.0, None
-        )
+        return Difference(mean, 0.0, alike, alike, None, 0.0 if mean else 1.0, None)
     error = sd / math.sqrt(n)
     t = mean / error
     wide, narrow = (stats.t.ppf(1 - tail, n - 1) * error for tail in (LEVEL / 2, LEVEL))

@@ -61,7 +61,7 @@ def check_arm(name: str, arm: Arm) -> None:
     for setting in settings_of(grid):
         try:
             cls([nn.Parameter(torch.zeros(1))], **_options(arm, setting))
-        except (TypeError, ValueError) as error:
+        except (IndexError, TypeError, ValueError) as error:  # torch's takes betas=[] apart
             raise UsageError(f"arms.{name} at {name_of(setting)}: {error}") from None
 
 

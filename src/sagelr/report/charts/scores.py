@@ -59,6 +59,15 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
         hovertemplate="%{x:+.3g}<extra>mean</extra>",
     )
     wider = _with_other_examples(found, factor, sage)
+    thick: Trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "90% interval",
+        "x": [value * factor for value in gap["ci90"]],
+        "y": [0.35, 0.35],
+        "line": {"color": sage.colour, "width": 7},
+        "hovertemplate": "%{x:+.3g}",
+    }
     left, right = ("worse", "better") if scale.greater_is_better else ("better", "worse")
     corner = {"xref": "paper", "yref": "paper", "yanchor": "bottom", "yshift": 4}
     corners = [
@@ -70,10 +79,11 @@ def difference(study: Study, found: Mapping[str, Any], number: int) -> Figure:
     return Figure(
         f"difference-{number}",
         _where(study, found),
-        f"Large mark and bar: mean difference and its 95% interval. Dots: the {found['n']} single "
-        f"seeds. Shaded: the margin of {scale.margin(found['margin'])}, within which a "
-        "difference is taken not to matter." + dotted,
-        [spots, *wider, bar],
+        "Large mark and bar: mean difference and its 95% interval; the thick part is its 90% "
+        f"interval, which equivalence goes by. Dots: the {found['n']} single seeds. Shaded: the "
+        f"margin of {scale.margin(found['margin'])}, within which a difference is taken not to "
+        "matter." + dotted,
+        [spots, *wider, thick, bar],
         layout(
             axis(
                 f"{sage.label} − {base.label}, test {scale.label}{in_units}",
@@ -181,7 +191,7 @@ def _where(study: Study, found: Mapping[str, Any]) -> str:
     mean_gap = study.scale.change(found["difference"]["mean"])
     match found["verdict"]:
         case "equivalent":
-            return f"The interval around the mean difference, {mean_gap}, lies within the margin"
+            return f"The 90% interval of the mean difference, {mean_gap}, lies within the margin"
         case "better" | "worse":
             return f"The mean difference, {mean_gap}, is clear of zero"
     if alike(found):
