@@ -42,9 +42,10 @@ OF_THE_MATRIX = (
 def test_in_the_interpreter():
     """All of the tests below that ask for it, and those of the matrix."""
     here = Path(__file__)
-    files = [str(here), str(here.with_name("test_matrix.py"))]
+    beside = [str(here.with_name(f"test_{name}.py")) for name in ("matrix", "lazy_gradients")]
+    files = [str(here), *beside]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    command += ["-k", f"test_triton or {OF_THE_MATRIX}"]
+    command += ["-k", f"test_triton or test_lazy or {OF_THE_MATRIX}"]
     own = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(command, env=kept | own, capture_output=True, text=True, check=False)
