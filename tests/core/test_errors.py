@@ -180,8 +180,9 @@ def test_no_parameters_is_torchs_own_error(cls):
     [
         (torch.ones(2, dtype=torch.complex64), ["complex", "view_as_real", "torch's optimizer"]),
         (torch.ones(2, dtype=torch.int64), ["int64", "floating-point"]),
+        (torch.ones(2, dtype=torch.complex64).conj().imag, ["conjugate", "resolve_neg()"]),
     ],
-    ids=["complex", "integer"],
+    ids=["complex", "integer", "negative"],
 )
 def test_parameters_of_other_kinds_are_refused(cls, tensor, says):
     tensor.requires_grad_(tensor.is_complex())

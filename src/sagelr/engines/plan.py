@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
@@ -18,6 +19,8 @@ Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 Over = Literal["tensor", "group"]
 OVERS: tuple[str, ...] = get_args(Over)
+COUNTS = ("step", "sensitivity_step")
+SHAPE = operator.attrgetter("shape")  # in a map it is faster than a comprehension, or size()
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
 # the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
@@ -116,8 +119,7 @@ class Plan:
         """Names of all state of a parameter, in a fixed order."""
         names = self.state_names()
         scales = tuple(name + formats.SCALE for name in names) if self.coded else ()
-        counts = ("step", "sensitivity_step") if self.sage else ("step",)
-        return (*names, *scales, *counts)
+        return (*names, *scales, *(COUNTS if self.sage else COUNTS[:1]))
 
     def storage(self, name: str) -> formats.Storage:
         """How an average is kept."""
@@ -154,52 +156,62 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
     A model may be converted after its first step (`double()`, `to(memory_format=…)`, another tensor
     put into a parameter), which leaves the optimizer's state as it was; a state may be converted as
     a whole, counts and all; and gradients may be views whose sign torch keeps apart from memory, or
-    zeros that have none.
+    zeros that have none. With thousands of tensors this is a part of the step that
+    counts, so that it is made of few passes.
 
     Raises:
         RuntimeError: an average has another shape than its parameter.
     """
-    found = set[int]()
-    if not _lies_as_shown(plan, params, grads, state):
-        for i in range(len(params)):
-            own = {name: column[i : i + 1] for name, column in state.items()}
-            if not _lies_as_shown(plan, params[i : i + 1], grads[i : i + 1], own):
-                found.add(i)
-    shapes = list(map(Tensor.size, params))
-    for name in plan.state_names():
-        _check_shapes(name, state[name], shapes, shapes)
-    if plan.coded:
-        wanted = [torch.Size(codes.blocks(shape)) for shape in shapes]
-        for name in plan.state_names():
-            _check_shapes(name + formats.SCALE, state[name + formats.SCALE], wanted, shapes)
-    return found
-
-
-def _lies_as_shown(
-    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State
-) -> bool:
-    """Whether all of it is in memory in order, in the dtypes that the plan says."""
-    names = plan.stored_names()
-    kinds = dict.fromkeys(names, torch.float32)  # of counts
-    for name in plan.state_names():
-        kinds[name] = plan.storage(name).dtype or compute_dtype(params[0].dtype)
-        kinds[name + formats.SCALE] = torch.uint8
-    return (
-        all(
-            all(map(Tensor.is_contiguous, c))
-            for c in (params, grads, *(state[name] for name in names))
-        )
-        and all({each.dtype for each in state[name]} == {kinds[name]} for name in names)
-        and not any(any(map(Tensor.is_neg, column)) for column in (params, grads))
+    # Column by column, so that what is looked at several times is still at hand.
+    sound = all(map(Tensor.is_contiguous, params))
+    shapes, sizes = list(map(SHAPE, params)), list(map(Tensor.numel, params))
+    sound = (
+        sound
+        and all(map(Tensor.is_contiguous, grads))
+        and not any(map(Tensor.is_neg, grads))
         and not any(map(Tensor._is_zerotensor, grads))
     )
+    dtype = compute_dtype(params[0].dtype)
+    for place, name in enumerate(plan.state_names()):
+        column, kind = state[name], plan.storage(name).dtype or dtype
+        sound = sound and all(map(Tensor.is_contiguous, column)) and _dtypes(column) == {kind}
+        # All averages of a parameter were made, or loaded and checked, together.
+        if place == 0 or list(map(Tensor.numel, column)) != sizes:
+            _check_shapes(name, column, shapes, shapes)
+    if plan.coded:
+        blocks = [torch.Size(codes.blocks(shape)) for shape in shapes]
+        for name in (name + formats.SCALE for name in plan.state_names()):
+            column = state[name]
+            sound = sound and all(map(Tensor.is_contiguous, column))
+            sound = sound and _dtypes(column) == {torch.uint8}
+            _check_shapes(name, column, blocks, shapes)
+    for name in COUNTS if plan.sage else COUNTS[:1]:
+        sound = sound and _dtypes(state[name]) == {torch.float32}
+    if sound:
+        return set()
+    if len(params) == 1:
+        return {0}
+    return {
+        i
+        for i in range(len(params))
+        if unlike(
+            plan,
+            params[i : i + 1],
+            grads[i : i + 1],
+            {name: column[i : i + 1] for name, column in state.items()},
+        )
+    }
+
+
+def _dtypes(column: Sequence[Tensor]) -> set[torch.dtype]:
+    return {each.dtype for each in column}
 
 
 def _check_shapes(
     name: str, column: Sequence[Tensor], wanted: list[torch.Size], shapes: list[torch.Size]
 ) -> None:
     """Refuse state of another shape than that of its parameter, or its blocks."""
-    here = list(map(Tensor.size, column))
+    here = list(map(SHAPE, column))
     if here != wanted:
         i = next(i for i, each in enumerate(here) if each != wanted[i])
         raise RuntimeError(

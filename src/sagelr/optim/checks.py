@@ -195,6 +195,11 @@ def check_params(name: str, group: Mapping[str, Any]) -> None:
                 f"{name}: {label(group, i)} has dtype {param.dtype}. Give it floating-point "
                 "tensors."
             )
+        if param.is_neg():
+            raise TypeError(
+                f"{name}: {label(group, i)} has its sign beside its memory, as a part of a "
+                "conjugate has. Give param.resolve_neg()."
+            )
         if param.dtype not in DTYPES:
             raise TypeError(
                 f"{name}: {label(group, i)} has dtype {param.dtype}, which torch cannot compute "
