@@ -14,6 +14,7 @@ from published import (
     against_sage,
     contrast,
     controls,
+    corrected,
     gap,
     interval,
     load,
@@ -24,10 +25,10 @@ from published import (
 
 from sagelr.report.caveats import far_apart
 from sagelr.report.study import Study
-from sagelr.study.statistics import Difference
+from sagelr.study.statistics import LEVEL, Difference
 
 CONTROL = "control: "  # how their labels begin
-LEVEL = "not shown to differ"
+APART = "not shown to differ"
 SAID = {
     "better": "SAGE is better than its tuned base",
     "worse": "SAGE is worse than its tuned base",
@@ -46,7 +47,8 @@ def conclusions(rows: Sequence[Row]) -> Iterator[str]:
         return
     for verdict, said in SAID.items():
         titles = [
-            f"{row['title']} with {data['arms'][entry['base']]['label']} (tier {tier})"
+            f"{row['title']} with {data['arms'][entry['base']]['label']} (tier {tier}"
+            f"{but_for_holm(tier, rows, row, verdict)})"
             for tier, row, data, entry in found
             if entry["verdict"] == verdict
         ]
@@ -81,6 +83,13 @@ def conclusions(rows: Sequence[Row]) -> Iterator[str]:
             said = redundancy.conclusion(data, pairs, all_controls, entry["sage"], entry["base"])
             yield f"- {row['title']} (tier {tier}): {said}."
     yield ""
+
+
+def but_for_holm(tier: str, rows: Sequence[Row], row: Row, verdict: str) -> str:
+    """What is to be said of a difference that does not outlast the correction for all rows."""
+    p_value = corrected(tier, rows)[row["task"]]
+    lost = verdict in ("better", "worse") and p_value >= LEVEL
+    return f"; not after Holm's correction, p {p_value:.2g}" if lost else ""
 
 
 def chosen(found: Sequence[Sequence[Any]]) -> str:
@@ -131,7 +140,7 @@ def why(tier: str, row: Row) -> Iterator[str]:
 
 def sides(tier: str, whole: str) -> dict[str, list[str]]:
     """Controls of a row or variant by where their interval against SageAdamW lies."""
-    told: dict[str, list[str]] = {side: [] for side in ("ahead", LEVEL, "behind")}
+    told: dict[str, list[str]] = {side: [] for side in ("ahead", APART, "behind")}
     for side, name, found in against(tier, whole):
         scale = load(tier, whole)["recipe"]["metric"]["scale"]
         told[side].append(f"*{name}* {interval(found.mean, found.ci95, scale)}")
@@ -145,7 +154,7 @@ def against(tier: str, whole: str) -> Iterator[tuple[str, str, Difference]]:
             label, found = data["arms"][entry["sage"]]["label"], against_sage(data, entry)
             if found is not None and label.startswith(CONTROL):
                 low, high = found.ci95
-                side = "ahead" if low > 0 else "behind" if high < 0 else LEVEL
+                side = "ahead" if low > 0 else "behind" if high < 0 else APART
                 yield side, label.removeprefix(CONTROL), found
 
 

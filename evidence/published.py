@@ -44,6 +44,13 @@ def run_rows(tier: str, rows: Sequence[Row]) -> Iterator[Ran]:
             yield row, data, entry
 
 
+def corrected(tier: str, rows: Sequence[Row]) -> dict[str, float]:
+    """Task → p-value of its row after Holm's correction over all that have been run in a tier."""
+    found = list(run_rows(tier, rows))
+    p_values = statistics.holm([entry["difference"]["p_value"] for *_, entry in found])
+    return {row["task"]: p for (row, *_), p in zip(found, p_values, strict=True)}
+
+
 def variants(tier: str, row: Row) -> Iterator[tuple[str, str, Ran]]:
     """Name and conditions of every variant of a row that has been run, and what came of it."""
     for name, changed in row.get("variants", {}).items():

@@ -12,7 +12,7 @@ from typing import Any
 import multiplier
 import redundancy
 import tuning
-from conclusions import LEVEL, against, conclusions, remarks
+from conclusions import APART, against, conclusions, remarks
 from picture import Line, forest
 from published import (
     ROOT,
@@ -21,6 +21,7 @@ from published import (
     against_sage,
     contrast,
     controls,
+    corrected,
     gap,
     interval,
     load,
@@ -31,10 +32,9 @@ from published import (
 )
 
 from sagelr.report.wording import Scale, setting
-from sagelr.study import statistics
 
 PAGE = ROOT / "docs" / "evidence" / "index.md"
-SHORT = {"ahead": "ahead", LEVEL: "not shown", "behind": "behind"}
+SHORT = {"ahead": "ahead", APART: "not shown", "behind": "behind"}
 MANY = 6  # arms from which on it is worth asking how two figures of theirs go together
 
 
@@ -106,31 +106,28 @@ MATCHED = (
 
 def table(tier: str, rows: Sequence[Row]) -> Iterator[str]:
     """The primary contrasts."""
-    found = [(row, load(tier, row["task"])) for row in rows]
-    contrasts = [contrast(data, row["sage"], row["base"]) if data else None for row, data in found]
-    adjusted = iter(
-        statistics.holm([c["difference"]["p_value"] for c in contrasts if c is not None])
-    )
+    found = {row["task"]: (data, entry) for row, data, entry in run_rows(tier, rows)}
+    p_values = corrected(tier, rows)
     yield (
         "| task | base optimizer | base | SAGE | difference, 95% interval | with other examples | "
         "p (Holm) | seeds | detectable | margin | verdict | time, memory |"
     )
     yield "|" + "---|" * 12
-    for (row, data), entry in zip(found, contrasts, strict=True):
-        if data is None or entry is None:
+    for row in rows:
+        if row["task"] not in found:
             command = f"make evidence-{row['task']}" + (" TIER=full" if tier == "full" else "")
             yield f"| {row['title']} | {row['base']} |" + " |" * 8 + f" not run: `{command}` | |"
             continue
-        yield line(row["title"], data, entry, next(adjusted))
-    machines = sorted({describe(data["machine"]) for _, data in found if data})
+        yield line(row["title"], *found[row["task"]], p_values[row["task"]])
+    machines = sorted({describe(data["machine"]) for data, _ in found.values()})
     yield f"\nMachine: {'; '.join(machines)}.\n" if machines else ""
     if machines:
         yield (
             f"`results/evidence/{tier}/` has a folder for each of them: recipe and every run "
             "(results.json), summary (summary.json), and a page to look at (report.html).\n"
         )
-    for row, data in found:
-        yield from remarks(tier, row, data) if data else ()
+    for row, data, _ in run_rows(tier, rows):
+        yield from remarks(tier, row, data)
 
 
 def picture(tier: str, rows: Sequence[Row], files: dict[Path, str]) -> Iterator[str]:
