@@ -309,6 +309,18 @@ def test_a_pretrained_model_gets_a_head_for_other_classes(tiny_vit: Path, tmp_pa
     assert any("comes without preprocessor_config.json" in line for line in task.notices())
 
 
+def test_a_checkpoint_that_would_leave_the_body_untrained(
+    digit_images: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_vit, tmp_path / "vit"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    task = make(digit_images, folder)
+    for each in (lambda: task.model(0), task.notices):
+        with pytest.raises(UsageError, match=r"does not fit ViTFor.*has in another shape vit\."):
+            each()
+
+
 def test_another_size_is_what_transformers_interpolates(digit_images: Path, tiny_vit: Path) -> None:
     task = make(digit_images, tiny_vit, size=32)
     batch = task.collate([task.test[0], task.test[1]])

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
     EvalPrediction,
     TrainingArguments,
 )
@@ -522,6 +524,37 @@ def test_models_that_are_none(reviews_csv: Path, tmp_path: Path, tiny_bert: Path
         with pytest.raises(UsageError, match="no model for sequence classification loads from th"):
             make(reviews_csv, broken).model(0)
         weights.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", None])
+def test_a_checkpoint_that_would_leave_the_body_untrained(
+    prefix: str | None, reviews_csv: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    """Saved from within torch.compile or DDP, or with another config.json."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    if prefix is not None:
+        saved = load_file(folder / "model.safetensors")
+        renamed = {prefix + name: each for name, each in saved.items()}
+        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+        message = r"it lacks bert\.embeddings\.LayerNorm\.bias, .* and \d+ more\. .*_orig_mod\."
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+        message = r"it has in another shape bert\.encoder\.layer\.0\..* in its config\.json"
+    task = make(reviews_csv, folder)
+    for each in (lambda: task.model(0), task.notices):
+        with pytest.raises(UsageError, match=f"does not fit BertForSequenceClassif.*: {message}"):
+            each()
+
+
+def test_a_pooler_that_a_checkpoint_lacks_is_told(
+    reviews_csv: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "masked"))
+    BertForMaskedLM.from_pretrained(tiny_bert).save_pretrained(folder)
+    told = f"{folder} comes without a pooler: the model's is drawn anew, like its head."
+    assert told in make(reviews_csv, folder).notices()
+    assert not any("a pooler:" in line for line in make(reviews_csv, tiny_bert).notices())
 
 
 def test_a_hub_data_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,12 +240,8 @@ def _strictly(cls: type[PreTrainedModel], source: str, options: dict[str, Any]) 
     except (RuntimeError, OSError, ValueError) as error:
         raise SagelrError(_misfit(source, cls, str(error))) from error
     model, info = loaded
-    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
-        names = (each[0] if isinstance(each, tuple) else each for each in info.get(key, ()))
-        if found := sorted(names):
-            more = f" and {len(found) - 2} more" if len(found) > 2 else ""
-            reason = f"it {what} {', '.join(found[:2])}{more}"
-            raise SagelrError(_misfit(source, cls, reason))
+    if reason := hub.misfit(info):
+        raise SagelrError(_misfit(source, cls, reason))
     return model
 
 

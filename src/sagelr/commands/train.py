@@ -102,12 +102,12 @@ def train(
     task = checked.make_task()
     if predict:
         task.prepare_predictions()
+    for line in (*task.notices(), *notices(checked.train)):
+        console.print(line, markup=False, soft_wrap=True)
     if main:
         if overwrite and not resume:  # only now: what is refused has to leave all as it was
             checkpoint.clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
-    for line in (*task.notices(), *notices(checked.train)):
-        console.print(line, markup=False, soft_wrap=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
     stop = _Stop()
 

@@ -7,15 +7,18 @@ import functools
 import socket
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+
+import torch
 
 from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+    from transformers import PreTrainedModel
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds for a connection
@@ -133,6 +136,71 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
             f"{_reason(error)} On a machine with a network: hf download {name} --local-dir DIR; "
             "then set model.name to that folder."
         ) from None
+
+
+def load_model(
+    what: str, name: str, loading: Callable[..., Any], **options: Any
+) -> tuple[PreTrainedModel, str]:
+    """Call a model's `from_pretrained`, in fp32, and see that its body is that of the checkpoint.
+
+    A head for other classes is drawn anew, and so is a pooler that the checkpoint lacks, as those
+    of masked language models do.
+
+    Args:
+        what: it loads, for the message.
+        name: of the hub, or a local folder.
+        loading: the method.
+        options: of the method.
+
+    Returns:
+        The model, and a notice that is empty if there is nothing to say.
+
+    Raises:
+        UsageError: as `load`, or the checkpoint lacks weights of the body, or has them in another
+            shape.
+    """
+    model, info = load(
+        what,
+        name,
+        loading,
+        # A checkpoint's own may be 16 bits wide, too narrow for weights that are trained.
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    body = f"{model.base_model_prefix}."
+    pooler = f"{body}pooler."
+    reason = misfit(info, lambda key: key.startswith(body) and not key.startswith(pooler))
+    if reason:
+        raise UsageError(
+            f"model.name = {name!r}: the checkpoint does not fit {type(model).__name__}: {reason}. "
+            "Save the model itself with save_pretrained, without what torch.compile or DDP put "
+            "around it (their names begin with _orig_mod. or module.), and change nothing in its "
+            "config.json."
+        )
+    if misfit(info, lambda key: key.startswith(pooler)):
+        return model, f"{name} comes without a pooler: the model's is drawn anew, like its head."
+    return model, ""
+
+
+def misfit(info: Mapping[str, Any], counts: Callable[[str], bool] = lambda key: True) -> str:
+    """What a checkpoint lacks of a model, or has in another shape; empty if nothing.
+
+    Args:
+        info: what `from_pretrained` gives with `output_loading_info`.
+        counts: whether a name is of interest.
+
+    Examples:
+        >>> misfit({"missing_keys": {"a", "b", "c"}, "mismatched_keys": {("d", (2,), (3,))}})
+        'it lacks a, b and 1 more'
+    """
+    for key, what in (("missing_keys", "lacks"), ("mismatched_keys", "has in another shape")):
+        names = (each[0] if isinstance(each, tuple) else each for each in info.get(key, ()))
+        if found := sorted(filter(counts, names)):
+            more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+            return f"it {what} {', '.join(found[:2])}{more}"
+    return ""
 
 
 def _reason(error: BaseException) -> str:

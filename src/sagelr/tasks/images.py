@@ -153,9 +153,14 @@ class ImageClassification(Task):
 
     def model(self, seed: int) -> PreTrainedModel:
         """The pretrained ViT with a head drawn from the seed; from scratch, all of it is."""
+        return self._loaded(seed)[0]
+
+    def _loaded(self, seed: int) -> tuple[PreTrainedModel, str]:
+        """The model, and a notice that is empty if there is nothing to say."""
+        classes = self._source.classes
         if self._pretrained is None:
-            return vit.from_scratch(self._model.from_scratch, self._source.classes, self.size, seed)
-        return vit.fine_tuned(self._pretrained, self._source.classes, self.size, seed)
+            return vit.from_scratch(self._model.from_scratch, classes, self.size, seed), ""
+        return vit.fine_tuned(self._pretrained, classes, self.size, seed)
 
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack, scale from bytes to the model's numbers, and resize to the model's pixels."""
@@ -223,7 +228,11 @@ class ImageClassification(Task):
         }
 
     def notices(self) -> list[str]:
-        """The loader, the sizes, the splits, and what was left out."""
+        """The loader, the sizes, the splits, what was left out, and what is new in the model.
+
+        Raises:
+            UsageError: a pretrained model does not load.
+        """
         rows = "; ".join(
             f"{role} {len(part.rows):,} images ({part.origin})"
             for role, part in self._parts.items()
@@ -245,4 +254,6 @@ class ImageClassification(Task):
                 f"{self._model.name} comes without preprocessor_config.json: colours go from -1 to "
                 "1."
             )
+        if self._pretrained is not None and (new := self._loaded(0)[1]):
+            lines.append(new)
         return lines

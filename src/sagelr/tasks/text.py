@@ -171,6 +171,10 @@ class TextClassification(Task):
 
     def model(self, seed: int) -> PreTrainedModel:
         """The pretrained model with a head drawn from the seed; from scratch, all of it is."""
+        return self._loaded(seed)[0]
+
+    def _loaded(self, seed: int) -> tuple[PreTrainedModel, str]:
+        """The model, and a notice that is empty if there is nothing to say."""
         from transformers import (
             AutoConfig,
             AutoModelForSequenceClassification,
@@ -198,16 +202,12 @@ class TextClassification(Task):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if self._name == FROM_SCRATCH:
-                return BertForSequenceClassification(config)
-            return hub.load(
+                return BertForSequenceClassification(config), ""
+            return hub.load_model(
                 "model for sequence classification",
                 self._name,
                 AutoModelForSequenceClassification.from_pretrained,
                 config=config,
-                # A checkpoint's own may be 16 bits wide, too narrow for weights that are trained.
-                dtype=torch.float32,
-                # A head for other classes is drawn anew.
-                ignore_mismatched_sizes=True,
             )
 
     def _check_positions(self, config: Any) -> None:
@@ -321,7 +321,11 @@ class TextClassification(Task):
         }
 
     def notices(self) -> list[str]:
-        """The loader, the columns, the splits, and what is odd about the data."""
+        """The loader, the columns, the splits, and what is odd about the data or new in the model.
+
+        Raises:
+            UsageError: a pretrained model does not load.
+        """
         rows = "; ".join(
             f"{role} {len(self._rows[role]):,} rows ({part.origin})"
             for role, part in self._parts.items()
@@ -340,6 +344,8 @@ class TextClassification(Task):
             )
         if self._corpus.scores != (said := metrics.score_in_words(self._corpus.scores),):
             lines.append(f"score is {said}.")
+        if self._name != FROM_SCRATCH and (new := self._loaded(0)[1]):
+            lines.append(new)
         return lines
 
 

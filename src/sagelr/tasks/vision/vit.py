@@ -122,11 +122,14 @@ def from_scratch(
 
 def fine_tuned(
     pretrained: Pretrained, classes: Sequence[str], size: int, seed: int
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, str]:
     """A pretrained model for other classes, its head drawn from the seed alone.
 
     Where the images have another size, its position embeddings are interpolated, as in "An Image
     is Worth 16x16 Words", Dosovitskiy et al., ICLR 2021.
+
+    Returns:
+        The model, and a notice that is empty if there is nothing to say.
 
     Raises:
         UsageError: it does not load, or is no ViT and cannot change its size.
@@ -135,16 +138,15 @@ def fine_tuned(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: Any = hub.load(
+        model: Any
+        model, notice = hub.load_model(
             "model for image classification",
             pretrained.name,
             AutoModelForImageClassification.from_pretrained,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
             **_named(classes),
         )
         if size == pretrained.size:
-            return model
+            return model, notice
         state = model.state_dict()
         keys = [key for key in state if key.endswith("embeddings.position_embeddings")]
         patch = getattr(model.config, "patch_size", None)
@@ -157,7 +159,7 @@ def fine_tuned(
         model.config.image_size = size
         resized = type(model)(model.config)
         resized.load_state_dict(state)
-        return resized
+        return resized, notice
 
 
 def interpolated(positions: Tensor, before: int, after: int) -> Tensor:
