@@ -191,6 +191,17 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert (tmp_path / "kept.txt").read_text() == "kept"
 
 
+def test_a_pruned_model_takes_no_audited_ones_place(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    for export in (run, other):
+        before = (export / "model.safetensors").read_bytes()
+        words = ("--against", other, "--out", tmp_path / "a", "--export", export, "--sparsity", 0.5)
+        with pytest.raises(UsageError, match="Give --export another folder"):
+            invoke(run, *words, "--overwrite", "--no-curves", *QUICK)
+        assert (export / "model.safetensors").read_bytes() == before
+
+
 def bare_model(folder, cls="BertModel"):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": [cls]}))

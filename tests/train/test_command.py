@@ -12,6 +12,7 @@ from sagelr.audit.subjects import find
 from sagelr.commands import app
 from sagelr.commands.train import _Stop
 from sagelr.errors import SagelrError, UsageError
+from sagelr.recipe import load
 from sagelr.train import StoppedTrainingError
 from sagelr.training import checkpoint, precision
 
@@ -92,6 +93,30 @@ def test_a_folder_that_is_not_empty(trained, tmp_path):
     file.write_text("")
     with pytest.raises(UsageError, match="is a file"):
         sagelr("--out", file)
+
+
+@pytest.mark.parametrize("name", ["model", "model/weights-5"])
+def test_the_model_that_is_started_from_is_not_overwritten(tmp_path, name):
+    (tmp_path / "data.csv").write_text(
+        "text,label\n" + "".join(f"word {n},{'ab'[n % 2]}\n" for n in range(60))
+    )
+    settings = {
+        "task.data": str(tmp_path / "data.csv"),
+        "model.name": "from-scratch",
+        "model.from_scratch.hidden": 8,
+    }
+    task = load("text-classification", settings).make_task()
+    folder = tmp_path / name
+    task.model(0).save_pretrained(folder)
+    task.save(folder)
+    words = ["--set", f"data={tmp_path / 'data.csv'}", "--set", f"model={folder}", "--overwrite"]
+    before = sorted(tmp_path.rglob("*"))
+    found = CliRunner().invoke(
+        app, ["train", "text-classification", *words, "--out", str(tmp_path / "model")]
+    )
+    assert isinstance(found.exception, UsageError)
+    assert f"{folder} is the model that is read" in str(found.exception)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_resuming_what_is_finished_or_was_never_begun(trained, tmp_path):

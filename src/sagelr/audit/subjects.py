@@ -51,7 +51,7 @@ class Subject:
     @property
     def folder(self) -> Path | None:
         """Where it is; None for a model of the hub."""
-        return Path(self.source) if Path(self.source).is_dir() else None
+        return hub.folder_of(self.source)
 
     @property
     def name(self) -> str:

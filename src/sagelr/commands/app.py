@@ -44,6 +44,14 @@ def check_folder(folder: Path, option: str = "--out") -> None:
         raise UsageError(f"{folder} is a file. Give {option} a folder.")
 
 
+def check_apart(folder: Path, source: Path | None, option: str = "--out") -> None:
+    """See that a model that is read is not written over."""
+    if source is not None and source.resolve() == folder.resolve():
+        raise UsageError(
+            f"{source} is the model that is read, and would be gone. Give {option} another folder."
+        )
+
+
 def overrides_of(given: list[str] | None) -> dict[str, Any]:
     from sagelr.recipe import parse_override
 

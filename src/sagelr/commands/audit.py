@@ -15,7 +15,14 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from sagelr.commands.app import SetOption, app, check_folder, console, overrides_of
+from sagelr.commands.app import (
+    SetOption,
+    app,
+    check_apart,
+    check_folder,
+    console,
+    overrides_of,
+)
 from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,6 +121,8 @@ def audit(
     _check_empty(folder, "--out", overwrite)
     if export is not None:
         _check_empty(export, "--export", overwrite)
+        for subject in subjects:
+            check_apart(export, subject.folder, "--export")
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("loading", total=1.0)
         request = Request(

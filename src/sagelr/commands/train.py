@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sagelr.commands.app import RecipeArgument, SetOption, app, check_folder, console, overrides_of
+from sagelr.commands.app import (
+    RecipeArgument,
+    SetOption,
+    app,
+    check_apart,
+    check_folder,
+    console,
+    overrides_of,
+)
 from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +114,8 @@ def train(
         console.print(line, markup=False, soft_wrap=True)
     if main:
         if overwrite and not resume:  # only now: what is refused has to leave all as it was
+            for each in (folder, *checkpoint.folders(folder)):
+                check_apart(each, task.model_folder)
             checkpoint.clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)

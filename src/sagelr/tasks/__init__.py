@@ -104,6 +104,7 @@ class Task(ABC):
         metrics: every metric that the family knows; `scores` and `generation_scores` give those
             that apply to the data at hand.
         given: the names of those; empty where it is all of them.
+        model_folder: where a pretrained model is read from; None from the hub, or from scratch.
         train: what is trained on.
         validation: chooses settings.
         test: is scored once, at the end.
@@ -113,6 +114,7 @@ class Task(ABC):
     ModelOptions: ClassVar[type[BaseModel]]
     metrics: ClassVar[Mapping[str, Metric]]
     given: Sequence[str] = ()
+    model_folder: Path | None = None
     train: Split
     validation: Split
     test: Split

@@ -100,6 +100,11 @@ def said(name: str, configuration: str | None) -> str:
     return f"the hub, datasets.load_dataset({given})"
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that a model's name means; None for a model of the hub."""
+    return Path(name) if Path(name).is_dir() else None
+
+
 def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
     """Call a `from_pretrained`.
 
@@ -114,10 +119,10 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
     """
     from safetensors import SafetensorError
 
-    folder = Path(name)
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".")):
+    folder = folder_of(name)
+    if folder is None and (Path(name).is_absolute() or name.startswith(".")):
         raise UsageError(f"model.name = {name!r}: there is no such folder.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder is not None and not (folder / "config.json").is_file():
         raise UsageError(
             f"model.name = {name!r}: the folder holds no config.json. Give a folder that "
             "save_pretrained wrote, or a model's name on the hub."
@@ -126,7 +131,7 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
         with quiet():
             return loading(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if folder.is_dir():
+        if folder is not None:
             raise UsageError(
                 f"model.name = {name!r}: no {what} loads from this folder. {_line(error)} Save "
                 "the model, and its tokenizer or image processor, there with save_pretrained."

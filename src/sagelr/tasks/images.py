@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sagelr.errors import UsageError
-from sagelr.tasks import Metric, Task, logits_of, right
+from sagelr.tasks import Metric, Task, hub, logits_of, right
 from sagelr.tasks.splits import arrange
 from sagelr.tasks.vision import sources, vit
 from sagelr.tasks.vision.augment import resize
@@ -92,7 +92,9 @@ class ImageClassification(Task):
                 f"tar) with {sources.LAYOUT}, or the name of a data set of the hub."
             )
         self._data, self._model = data, model
-        self._pretrained = None if model.name == vit.FROM_SCRATCH else vit.look_up(model.name)
+        self._pretrained = None
+        if model.name != vit.FROM_SCRATCH:
+            self._pretrained, self.model_folder = vit.look_up(model.name), hub.folder_of(model.name)
         self._source = source = sources.open_source(data.data, data.name, data.image, data.label)
         self.given = ["accuracy", "top5"] if len(source.classes) > 10 else ["accuracy"]
         self.side, self.size = self._sizes()

@@ -124,6 +124,8 @@ class TextClassification(Task):
             )
         self._scale = _scale(self._rows["train"]) if found.standardize else (0.0, 1.0)
         self._name = _packaged() if model.name == "minilm" else model.name
+        if self._name != FROM_SCRATCH:
+            self.model_folder = hub.folder_of(self._name)
         self.tokenizer = self._make_tokenizer()
         train = self._encode(self._rows["train"])
         self._lengths, self._full = train.lengths, train.full

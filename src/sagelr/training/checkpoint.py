@@ -58,10 +58,15 @@ def read(checkpoint: Path) -> dict[str, Any]:
     return torch.load(checkpoint / SEAL, weights_only=True)
 
 
-def remove(folder: Path, kind: str = "checkpoint") -> None:
-    """Remove every checkpoint in a folder, or, as WEIGHTS, what was kept of them."""
-    for checkpoint in _numbered(folder, kind):
+def remove(folder: Path) -> None:
+    """Remove every checkpoint in a folder."""
+    for checkpoint in _numbered(folder, "checkpoint"):
         shutil.rmtree(checkpoint)
+
+
+def folders(folder: Path) -> list[Path]:
+    """Every checkpoint in a folder, and what was kept of others."""
+    return [*_numbered(folder, "checkpoint"), *_numbered(folder, WEIGHTS)]
 
 
 def clear(folder: Path) -> None:
@@ -76,8 +81,8 @@ def clear(folder: Path) -> None:
     for pattern in ("optimizer.pt", "model.safetensors", "model-*-of-*.safetensors"):
         for file in folder.glob(pattern):
             file.unlink()
-    remove(folder)
-    remove(folder, WEIGHTS)
+    for each in folders(folder):
+        shutil.rmtree(each)
 
 
 def _predictions(folder: Path) -> list[Path]:
