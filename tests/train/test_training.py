@@ -184,6 +184,7 @@ def test_max_steps_ends_in_the_middle_of_an_epoch():
         ("linear", 0.2, [0.75, 0.125]),
         ("linear", 2, [0.75, 0.125]),
         ("constant", 0, [1.0, 1.0]),
+        ("constant", 8, [0.5, 1.0]),
         ("inverse_sqrt", 4, [1.0, (4 / 9) ** 0.5]),
         ("inverse_sqrt", 0.4, [1.0, (4 / 9) ** 0.5]),
     ],

@@ -17,6 +17,8 @@ from sagelr.training.run import Run, on_cpu, processes
 EVAL_ROWS = 512  # of a batch that is only evaluated, at least
 EVAL_ROWS_OF_TOKENS = 64  # where training batches are counted in tokens
 REPORTS = 200  # how often a training reports, where it reports at all
+# The Trainer's own "constant" has no warm-up; the others have.
+SCHEDULES = {"constant": "constant_with_warmup"}
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX")}
 
 
@@ -83,7 +85,7 @@ def training_arguments(
         per_device_eval_batch_size=eval_batch_size(options),
         gradient_accumulation_steps=options.accumulate,
         learning_rate=run.setting["lr"],
-        lr_scheduler_type=options.schedule,
+        lr_scheduler_type=SCHEDULES.get(options.schedule, options.schedule),
         warmup_steps=options.warmup,
         max_grad_norm=options.max_grad_norm,
         label_smoothing_factor=options.label_smoothing,
