@@ -1,7 +1,9 @@
 """Image classification: sources, decoding, models, scores; it learns what can be learnt."""
 
+import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -485,10 +487,45 @@ def test_what_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ImageClassification(ImageOptions.model_validate({}), ImageModelOptions(**SCRATCH))
 
 
-def test_a_tar_that_is_cut_short(digit_images: Path, tmp_path: Path) -> None:
-    path = pack(digit_images, tmp_path / "a.tar.gz", "w:gz")
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UsageError, match=r"a\.tar\.gz (is damaged or cut short|cannot be read)"):
+@pytest.mark.parametrize("damage", ["header", "boundary", "end"])
+@pytest.mark.parametrize(("ending", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tar.xz", "w:xz")])
+def test_a_tar_that_ends_before_its_end(
+    damage: str, ending: str, mode: str, digit_images: Path, tmp_path: Path
+) -> None:
+    """tarfile itself takes a header that it cannot read, and the end of the file, for the end."""
+    whole = bytearray(pack(digit_images, tmp_path / "whole.tar", "w").read_bytes())
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        members = [member for member in tar if member.isfile()]
+    header, last = members[len(members) // 2].offset, members[-1]
+    if damage == "header":
+        whole[header + 150] ^= 1
+    elif damage == "boundary":
+        del whole[header:]
+    else:
+        del whole[last.offset_data + 512 * -(-last.size // 512) :]
+    path = tmp_path / f"a.{ending}"
+    opened: Any = {"w": open, "w:gz": gzip.open, "w:xz": lzma.open}[mode]
+    with opened(path, "wb") as file:
+        file.write(whole)
+    for _ in range(2):  # a list that is short is not kept either
+        with pytest.raises(UsageError, match=r"is damaged or cut short: at byte \d+ is neither"):
+            make(path)
+
+
+@pytest.mark.parametrize("ending", ["tar.gz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("damage", ["cut at once", "cut", "changed"])
+def test_a_packed_tar_that_does_not_unpack(
+    damage: str, ending: str, digit_images: Path, tmp_path: Path
+) -> None:
+    path = pack(digit_images, tmp_path / f"a.{ending}", f"w:{ending[4:]}")
+    packed = bytearray(path.read_bytes())
+    if damage == "changed":
+        middle = len(packed) // 2
+        packed[middle : middle + 64] = bytes(64)
+    else:
+        del packed[60 if damage == "cut at once" else len(packed) // 2 :]
+    path.write_bytes(packed)
+    with pytest.raises(UsageError, match=r"(is damaged or cut short|cannot be read as a tar): "):
         make(path)
 
 

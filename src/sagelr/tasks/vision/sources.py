@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import tarfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
+VERSION = 2  # of how a tar is listed: another one makes new lists
 LAYOUT = "train/CLASS/IMAGE (and test/CLASS/IMAGE, val/CLASS/IMAGE), or CLASS/IMAGE"
 
 
@@ -117,7 +121,8 @@ class Tar(Source):
                     )
             index.write_text(json.dumps(names), encoding="utf-8")
 
-        index = kept(f"tar-{self.digest[:20]}.json", make)  # a packed one takes seconds to list
+        # A packed one takes seconds to list.
+        index = kept(f"tar-{self.digest[:20]}-{VERSION}.json", make)
         names = json.loads(index.read_text(encoding="utf-8"))
         self._places, self.entries, self.left_out = arrange(names, str(path))
         self.classes = sorted({entry.label for entry in self.entries})
@@ -125,14 +130,19 @@ class Tar(Source):
     def _open(self) -> tarfile.TarFile:
         try:
             return tarfile.open(self._path)
-        except (OSError, tarfile.TarError) as error:
+        except DAMAGE as error:
             raise UsageError(f"{self._path} cannot be read as a tar: {error}.") from None
 
     def _members(self, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         """Its files in their order; links and devices are none."""
         try:
             yield from (member for member in tar if member.isfile())
-        except (OSError, EOFError, tarfile.TarError) as error:
+            # A header that is none ends the list like the block of zeros behind the last file.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"at byte {tar.offset} is neither a file nor the end")
+        except DAMAGE as error:
             raise UsageError(
                 f"{self._path} is damaged or cut short: {error}. Make or download it again."
             ) from None
