@@ -136,6 +136,27 @@ def test_layouts(names: list[str], entries: list[str]) -> None:
     assert len(left_out) == len(unlabelled)
 
 
+def test_hidden_images_are_left_out_and_told() -> None:
+    seen = ["x/a/1.jpg", "x/b/2.jpg"]
+    hidden = [
+        "x/.thumbnails/1.jpg",
+        "x/a/.ipynb_checkpoints/1.jpg",
+        "x/a/._1.jpg",
+        "__MACOSX/x/a/1.jpg",
+    ]
+    _, entries, left_out = sources.arrange([*seen, *hidden, "x/.DS_Store"], "here")
+    assert [entry.label for entry in entries] == ["a", "b"]
+    assert left_out == ["Hidden images of here, and macOS's of its own, not used: 4."]
+
+
+def test_a_folder_that_lies_in_a_hidden_one(digit_images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(digit_images, tmp_path / ".data" / "digits"))
+    (folder / "train" / "one" / "._000.png").write_bytes(b"macOS's")
+    task = make(folder)
+    assert task.describe()["classes"] == ["one", "two", "zero"]
+    assert task.notices()[-1].endswith("not used: 1.")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

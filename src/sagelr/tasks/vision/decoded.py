@@ -22,7 +22,7 @@ from sagelr.tasks.vision.sources import Entry, Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-VERSION = 2  # of how images are decoded: another one makes new arrays
+VERSION = 3  # of which images are decoded, and how: another one makes new arrays
 
 
 def open_image(file: bytes, entry: Entry) -> Image:
@@ -77,7 +77,7 @@ def common_side(source: Source) -> int | None:
     def make(path: Path) -> None:
         path.write_text(json.dumps(sorted(_sides(source))), encoding="utf-8")
 
-    path = kept(f"sides-{source.digest[:20]}.json", make)
+    path = kept(f"sides-{source.digest[:20]}-{VERSION}.json", make)
     sides = json.loads(path.read_text(encoding="utf-8"))
     return sides[0] if len(sides) == 1 else None
 

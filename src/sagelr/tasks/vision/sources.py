@@ -283,8 +283,14 @@ def arrange(names: Sequence[str], where: str) -> tuple[list[int], list[Entry], l
         >>> arrange(["c/train/cat/1.png", "c/train/dog/2.png", "c/read.me"], "c.tar")[1][1]
         Entry(role='train', label='dog', name='c.tar, c/train/dog/2.png')
     """
-    images = [k for k, name in enumerate(names) if name.lower().endswith(IMAGES)]
-    parts = {k: PurePosixPath(names[k]).parts for k in images}
+    parts = {
+        k: PurePosixPath(name).parts
+        for k, name in enumerate(names)
+        if name.lower().endswith(IMAGES)
+    }
+    found = len(parts)
+    parts = {k: part for k, part in parts.items() if not any(map(_is_hidden, part))}
+    hidden = found - len(parts)
     # One folder around all the rest is not a class.
     while len({part[0] for part in parts.values()}) == 1 and all(
         len(part) > 2 and part[0].lower() not in ROLES for part in parts.values()
@@ -303,10 +309,17 @@ def arrange(names: Sequence[str], where: str) -> tuple[list[int], list[Entry], l
         places.append(k)
         entries.append(Entry(role, label[0], f"{where}, {names[k]}"))
     left_out = []
+    if hidden:
+        left_out.append(f"Hidden images of {where}, and macOS's of its own, not used: {hidden:,}.")
     if unknown:
         left_out.append(f"Images of {where} in no folder of a class, not used: {unknown:,}.")
     _check(entries, where)
     return places, entries, left_out
+
+
+def _is_hidden(part: str) -> bool:
+    """Whether a file or folder is some program's own: thumbnails, checkpoints, macOS's notes."""
+    return part.startswith(".") or part == "__MACOSX"
 
 
 def _check(entries: Sequence[Entry], where: str) -> None:
