@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from sagelr import rule
 from sagelr.audit import audit, describe
+from sagelr.audit.multipliers import multipliers
 from sagelr.audit.sensitivity import CHUNK
+from sagelr.audit.subjects import find, load
 from sagelr.errors import SagelrError, UsageError
 
 from .conftest import loss
@@ -66,6 +68,17 @@ def test_a_scaled_loss_scales_sensitivity_and_not_what_is_divided_by_the_loss(ti
     assert scaled["all"]["mean_by_loss"] == pytest.approx(plain["all"]["mean_by_loss"], rel=1e-5)
     negative = describe(tiny, audit(tiny, batches, lambda model, batch: -loss(model, batch)))
     assert negative["all"]["mean_by_loss"] is None
+
+
+def test_multipliers_leave_running_means_as_they_were(run, task, recipe):
+    """They are seen in passes as in training."""
+    model, _ = load(find(str(run), None, {}), task)
+    model.classifier = nn.Sequential(nn.BatchNorm1d(16, affine=False), model.classifier)
+    before = copy.deepcopy(model.state_dict())
+    setting = {"lr": 4e-3, "beta0": 0.75}
+    assert multipliers(model, task, recipe, "sage-adamw", setting, run / "optimizer.pt")
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_model_is_left_as_it_was(tiny, batches):

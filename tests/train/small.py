@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sagelr.recipe import Recipe, load
 from sagelr.tasks import family
@@ -49,7 +49,7 @@ class Recorded(Digits):
         return batch
 
     def scores(self, prediction: Any) -> dict[str, float]:
-        self.weights.append({k: p.detach().clone() for k, p in self.made.named_parameters()})
+        self.weights.append({k: each.clone() for k, each in self.made.state_dict().items()})
         found = super().scores(prediction)
         return {"accuracy": self.scripted.pop(0)} if self.scripted else found
 
@@ -64,6 +64,20 @@ def small(**settings: Any) -> Recipe:
 
 def recorded(recipe: Recipe) -> Recorded:
     return Recorded(Digits.DataOptions(**recipe.task), Digits.ModelOptions(**recipe.model))
+
+
+def normalized(recipe: Recipe) -> Recorded:
+    """As `recorded`, with running means, variances and a count before the head."""
+    task = recorded(recipe)
+    model = task.model
+
+    def made(seed: int) -> Any:
+        found = model(seed)
+        found.classifier = nn.Sequential(nn.BatchNorm1d(16).double(), found.classifier)
+        return found
+
+    task.model = made
+    return task
 
 
 def sage(seed: int = 0, stage: str = "train", lr: float = 4e-3) -> Run:

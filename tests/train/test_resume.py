@@ -11,7 +11,7 @@ from sagelr.errors import SagelrError, UsageError
 from sagelr.train import StoppedTrainingError, train
 from sagelr.training import checkpoint
 
-from .small import assert_same, base, recorded, sage, small, without_times
+from .small import assert_same, base, normalized, recorded, sage, small, without_times
 
 
 def stop_after(steps):
@@ -192,6 +192,25 @@ def test_what_early_stopping_watches_stays_the_same(tmp_path):
     other = small(train__early_stopping=2, study__select_by="loss")
     with pytest.raises(UsageError, match=r"study\.select_by was 'accuracy' and is now 'loss'"):
         train(other, sage(), save=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("how", [{"train__early_stopping": 3}, {"train__average_checkpoints": 3}])
+def test_buffers_that_were_put_aside_are_taken_up(tmp_path, how):
+    recipe = small(train__epochs=4, **how)
+    train(recipe, sage(), normalized(recipe), save=tmp_path / "whole", keep_optimizer=True)
+    folder = tmp_path / "parts"
+    stopped(recipe, sage(), folder, 12, normalized)
+    old = shutil.copytree(folder, tmp_path / "old")
+    train(recipe, sage(), normalized(recipe), save=folder, resume=True, keep_optimizer=True)
+    assert_same(tmp_path / "whole", folder)
+    # As a version wrote it that put weights alone aside.
+    file = old / "checkpoint-12" / checkpoint.SEAL
+    content = torch.load(file, weights_only=True)
+    sums = content["kept"]["sums"]
+    content["kept"]["sums"] = {k: each for k, each in sums.items() if "running" not in k}
+    torch.save(content, file)
+    with pytest.raises(SagelrError, match=r"without classifier\.0\.running_mean.*--overwrite"):
+        train(recipe, sage(), normalized(recipe), save=old, resume=True)
 
 
 def test_folders_of_the_users_are_left_alone(tmp_path):

@@ -11,7 +11,7 @@ from sagelr.recipe import load
 from sagelr.train import Run, train
 from sagelr.training import precision
 
-from .small import Recorded, base, recorded, sage, small, state_in, without_times
+from .small import Recorded, base, normalized, recorded, sage, small, state_in, without_times
 
 
 def weights_after(recipe, run, **options):
@@ -234,6 +234,26 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path):
     assert entry["scores"]["validation"]["accuracy"] == 0.8
     assert entry["scores"]["validation"]["loss"] == entry["curve"][1]["validation_loss"]
     assert_close(dict(task.made.named_parameters()), task.weights[1], atol=0)
+
+
+def test_running_means_are_those_of_the_best_epoch():
+    recipe = small(train__epochs=8, train__early_stopping=2, study__select_by="accuracy")
+    task = normalized(recipe)
+    task.scripted = [0.3, 0.8, 0.5, 0.7]
+    train(recipe, sage(), task)
+    assert int(task.weights[1]["classifier.0.num_batches_tracked"]) == 10
+    assert_close(task.made.state_dict(), task.weights[1], atol=0)
+
+
+def test_running_means_are_averaged_and_counts_are_the_last():
+    recipe = small(train__epochs=4, train__average_checkpoints=3)
+    task = normalized(recipe)
+    train(recipe, sage(), task)
+    found = task.made.state_dict()
+    assert int(found["classifier.0.num_batches_tracked"]) == 20
+    for name in ("classifier.0.running_mean", "classifier.0.running_var"):
+        mean = torch.stack([weights[name] for weights in task.weights[1:4]]).mean(0)
+        torch.testing.assert_close(found[name], mean)
 
 
 def test_what_stopped_early_is_over(tmp_path):

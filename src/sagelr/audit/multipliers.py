@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sagelr.audit.scoring import TrainingBatches
-from sagelr.audit.sensitivity import modes_kept
+from sagelr.audit.sensitivity import buffers_kept, modes_kept
 from sagelr.errors import SagelrError
 from sagelr.optim.base import SageOptimizer
 from sagelr.schema import Recipe, Setting
@@ -62,7 +62,7 @@ def multipliers(
     size, parts = options.batch_size or TOKEN_ROWS, options.accumulate
     batches = TrainingBatches(task, size, STEPS * parts * size).on(model.device)
     views: list[View] = []
-    with modes_kept(model), torch.random.fork_rng(), torch.enable_grad():
+    with modes_kept(model), buffers_kept(model), torch.random.fork_rng(), torch.enable_grad():
         model.train()
         torch.manual_seed(0)
         while step := list(islice(batches, parts)):

@@ -120,6 +120,17 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Every buffer as it was afterwards: passes as in training change running means."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+
+@contextlib.contextmanager
 def _all_required(params: Iterable[nn.Parameter]) -> Iterator[None]:
     frozen = [param for param in params if not param.requires_grad]
     for param in frozen:

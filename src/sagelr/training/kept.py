@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sagelr.training.sharded import like, whole
+from sagelr.errors import SagelrError
+from sagelr.training.sharded import like, tensors, whole
 
 
 class Kept:
-    """The weights of a model at one moment, or the mean of them over several."""
+    """The weights of a model at one moment, or the mean of them over several.
+
+    Buffers that are saved with the weights, such as running means, are kept with them; of those
+    that are no fractions, such as counts, the last moment's stand for the mean.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,20 +30,23 @@ class Kept:
     @torch.no_grad()
     def add(self, model: nn.Module) -> None:
         """Let the weights as they are now enter the mean."""
-        for name, param in model.named_parameters():
-            if self.count:
-                self.sums[name] += param
+        for name, tensor in tensors(model).items():
+            if not tensor.is_floating_point():
+                self.sums[name] = tensor.clone()
+            elif self.count:
+                self.sums[name] += tensor
             else:
-                wide = torch.promote_types(param.dtype, torch.float32)
-                self.sums[name] = param.detach().to(wide, copy=True)
+                wide = torch.promote_types(tensor.dtype, torch.float32)
+                self.sums[name] = tensor.detach().to(wide, copy=True)
         self.count += 1
 
     @torch.no_grad()
     def put(self, model: nn.Module) -> None:
         """Give the model what was kept; nothing if nothing was."""
         if self.count:
-            for name, param in model.named_parameters():
-                param.copy_(self.sums[name] / self.count)
+            for name, tensor in tensors(model).items():
+                kept = self.sums[name]
+                tensor.copy_(kept / self.count if kept.is_floating_point() else kept)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -48,10 +56,20 @@ class Kept:
         }
 
     def load(self, state: dict[str, Any], model: nn.Module) -> None:
-        """Go on from a checkpoint."""
-        params = dict(model.named_parameters())
+        """Go on from a checkpoint.
+
+        Raises:
+            SagelrError: it is of a version that kept no buffers, and the model has some.
+        """
+        targets = tensors(model)
+        if state["count"] and (missing := targets.keys() - state["sums"].keys()):
+            raise SagelrError(
+                f"The checkpoint put weights aside without {min(missing)}, as earlier versions of "
+                "sagelr did, so that the training cannot go on from it. Begin afresh with "
+                "--overwrite."
+            )
         self.count = state["count"]
         self.sums = {
-            name: like(each.to(params[name].device), params[name])
+            name: like(each.to(targets[name].device), targets[name])
             for name, each in state["sums"].items()
         }

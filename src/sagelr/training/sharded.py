@@ -103,11 +103,16 @@ def state_dict(model: nn.Module) -> dict[str, Tensor] | None:
     return {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights and buffers, whole, each once."""
-    held = dict(model.named_parameters()) | dict(model.named_buffers())
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights, and the buffers that are saved with them, each once."""
+    every = dict(model.named_parameters()) | dict(model.named_buffers())
     kept = model.state_dict().keys()
-    return {name: whole(each.detach()).contiguous() for name, each in held.items() if name in kept}
+    return {name: each for name, each in every.items() if name in kept}
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """What `tensors` gives, whole."""
+    return {name: whole(each.detach()).contiguous() for name, each in tensors(model).items()}
 
 
 @torch.no_grad()
