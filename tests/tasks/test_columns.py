@@ -1,5 +1,6 @@
 """Which column is what: guesses, the user's word, and what is wrong with a label."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def load(
 
 
 def rows(header: str, labels: list[Any]) -> list[str]:
-    return [header, *(f"text number {n},{label}" for n, label in enumerate(labels))]
+    delimiter = ";" if ";" in header else ","
+    return [header, *(f"text number {n}{delimiter}{label}" for n, label in enumerate(labels))]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,8 @@ def test_a_whole_number_is_the_same_label_however_it_is_written(tmp_path: Path) 
         (rows("text,label", ["nan", "1"]), "regression", "line 2: label is empty"),
         (rows("text,label", list(range(300))), "auto", "label has 300 different values"),
         (rows("text,label", [0.5, "inf", 1]), "auto", r"line 3: label holds 'inf' among numbers"),
+        (rows("text;label", ["3,5", "4"]), "regression", r"data\.csv: .*Write 3\.5 for 3,5; if"),
+        (rows("text;label", ["3,5", "-0,25"]), "auto", r"data\.csv: .*Write -0\.25 for -0,25; if"),
         (rows("text,label", [0.5, "inf"]), "regression", "wants numbers, and label holds 'inf'"),
     ],
 )
@@ -148,6 +152,20 @@ def test_labels_that_cannot_be_right(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         load(tmp_path, lines, kind)
+
+
+def test_numbers_with_a_comma_may_be_the_names_of_classes(tmp_path: Path) -> None:
+    found = load(tmp_path, rows("text;label", ["3,5", "4,0", "3,5"]), "classification")
+    assert found.classes == ["3,5", "4,0"]
+
+
+@pytest.mark.parametrize("label", [["a", "b"], {"a": 1}])
+def test_several_labels_are_none(tmp_path: Path, label: Any) -> None:
+    found = [{"text": "one", "label": "a"}, {"text": "two", "label": label}] * 3
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, found)))
+    with pytest.raises(UsageError, match=r"line 2: label holds [\[{]'a'.* where one label is want"):
+        corpus.from_files({"train": path}, kind="auto", text=None, pair=None, label=None)
 
 
 def test_a_test_file_has_to_fit(tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ WRONG = {
     "latin.csv": (b"text,label\na,1\ncaf\xe9,0\n", r"latin\.csv, line 3: byte 0xe9 is not UTF-8"),
     "wide.csv": ("text,label\na,1\n".encode("utf-16"), r"0xff is not UTF-8.*iconv -f UTF-16"),
     "bad.jsonl": ('{"text": "a"}\n{"text": }\n', r"bad\.jsonl, line 2: not JSON"),
+    "long.jsonl": (
+        f'{{"label": {"1" * 5000}}}\n',
+        r"long\.jsonl, line 1: cannot be read \(Exceeds",
+    ),
+    "deep.jsonl": ('{"a": 1}\n' + "[" * 10**5, r"deep\.jsonl, line 2: cannot be read \(max"),
     "list.jsonl": ("[1, 2]\n", r"list\.jsonl, line 1: a JSON list, not an object"),
 }
 

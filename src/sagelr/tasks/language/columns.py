@@ -29,6 +29,7 @@ TEXTS = (
 SCORES = ("score", "rating", "similarity")  # names that say that a number is a score
 SURROGATE = re.compile("[\ud800-\udfff]")
 WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
+COMMA = re.compile(r"-?\d+,\d+")  # a number as half of the world writes it
 CLASSES = 100  # more different values are taken for classes only when the user says so
 
 
@@ -176,12 +177,19 @@ def is_score(kind: str, tables: Sequence[Table], column: str) -> tuple[bool, str
     values = {name for _, _, name in _labels(tables, column)}
     numbers = {value: number(value) for value in values}
     numeric = all(each is not None for each in numbers.values())
+    others = [value for value, each in numbers.items() if each is None]
+    if others and kind != "classification" and all(map(COMMA.fullmatch, others)):
+        word = min(others)
+        raise UsageError(
+            f"{tables[0].name}: {column} holds numbers with a comma, such as {word!r}. Write "
+            f"{word.replace(',', '.')} for {word}; if they are the names of classes, --set "
+            "task.kind=classification"
+        )
     if kind != "auto":
         if kind == "regression" and not numeric:
-            word = next(value for value, each in numbers.items() if each is None)
             raise UsageError(
                 f'{tables[0].name}: task.kind = "regression" wants numbers, and {column} holds '
-                f'{word!r}. Use task.kind = "classification", or choose another task.label.'
+                f'{others[0]!r}. Use task.kind = "classification", or choose another task.label.'
             )
         return kind == "regression", f"as task.kind says ({kind})"
     if numeric:
@@ -266,6 +274,12 @@ def _labels(tables: Sequence[Table], column: str) -> Iterator[tuple[Table, int, 
                 raise UsageError(
                     f"{table.where(row)}: {column} is empty. Every row needs its label: fill it "
                     "in, or remove the row."
+                )
+            if isinstance(value, list | dict):
+                raise UsageError(
+                    f"{table.where(row)}: {column} holds {value!r} where one label is wanted. Give "
+                    "each row one class or one score, or choose another column: --set "
+                    "task.label=NAME"
                 )
             _check_whole(table, row, column, value)
             yield table, row, WHOLE.sub(r"\1", str(value).strip())

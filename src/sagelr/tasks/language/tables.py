@@ -158,6 +158,11 @@ def _objects(path: Path, text: str) -> tuple[list[int], dict[str, list[Any]]]:
                 f"{path}, line {number}: not JSON ({error.msg}, character {error.pos + 1}). A "
                 f"JSONL file has one object a line, {example}."
             ) from None
+        except (ValueError, RecursionError) as error:  # a number too long, or too deep a nesting
+            raise UsageError(
+                f"{path}, line {number}: cannot be read ({error}). Shorten or remove it: a line "
+                f"holds one object, {example}."
+            ) from None
         if not isinstance(found, dict):
             raise UsageError(
                 f"{path}, line {number}: a JSON {type(found).__name__}, not an object. Every line "
