@@ -123,6 +123,48 @@ def test_training_after_pruning_holds_the_zeros_and_is_told_apart(run, tmp_path)
     assert plain["points"][2]["scores"]["loss"] != tuned["points"][2]["scores"]["loss"]
 
 
+def test_nothing_is_exported_where_nothing_is_pruned(run, tmp_path):
+    options = ["--structure", "heads", "--export", tmp_path / "e", "--sparsity"]
+    with pytest.raises(UsageError, match=r"--sparsity 0\.05 prunes nothing: of 4 heads it takes"):
+        invoke(run, "--out", tmp_path / "a", *options, 0.05, *QUICK)
+    assert not any((tmp_path / "e").iterdir())
+    result = invoke(run, "--out", tmp_path / "b", *options, 0.5, "--overwrite", *QUICK)
+    assert "2 heads at zero" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("option", ["--out", "--export"])
+def test_where_it_is_written_is_seen_before_anything_is_measured(
+    run, tmp_path, monkeypatch, option
+):
+    measured = []
+    monkeypatch.setattr("sagelr.audit.whole.audit", lambda *given: measured.append(given))
+    folders = {"--out": tmp_path / "a", "--export": tmp_path / "e"}
+    (tmp_path / "file").write_text("")
+    wrong = folders | {option: tmp_path / "file" / "in it"}
+    words = [word for each in wrong.items() for word in each]
+    with pytest.raises(UsageError, match=f"file is a file. Give {option} a folder"):
+        invoke(run, *words, "--sparsity", 0.5, *QUICK)
+
+    def refused(folder, **options):
+        if folder == folders[option]:
+            raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refused)
+    words = [word for each in folders.items() for word in each]
+    with pytest.raises(PermissionError):
+        invoke(run, *words, "--sparsity", 0.5, *QUICK)
+    assert measured == []
+
+
+def test_a_folder_beside_the_checkpoints_is_none(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    for name in ("weights-4", "weights-4.bak", "checkpoint-2", "checkpoint-2-old"):
+        shutil.copytree(run, folder / name)
+    names = [path.name for path in find(str(folder), None, {}).checkpoints()]
+    assert names == ["checkpoint-2", "weights-4"]
+
+
 def test_an_lr_of_nothing_is_none(run, tmp_path):
     with pytest.raises(UsageError, match="--finetune-lr has to be more than 0"):
         invoke(run, "--out", tmp_path / "audit", "--finetune", 1, "--finetune-lr", 0, *QUICK)

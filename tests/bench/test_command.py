@@ -115,9 +115,10 @@ def test_a_request_that_cannot_be_right(program, tmp_path, words, says):
 def test_a_file_is_no_folder(program, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
-    status, _, err = program("--shapes", "small", "--out", str(file))
-    assert status == 2
-    assert "is a file. Give --out a folder" in " ".join(err.split())
+    for out in (file, file / "in" / "it"):
+        status, _, err = program("--shapes", "small", "--out", str(out))
+        assert status == 2
+        assert "file is a file. Give --out a folder" in " ".join(err.split())
     assert file.read_text() == "mine"
 
 

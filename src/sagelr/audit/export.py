@@ -8,14 +8,41 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from sagelr.audit.curves import Tuner, finite
-from sagelr.audit.pruning import Pruner
+from sagelr.audit.pruning import Pruner, unit
 from sagelr.audit.schema import Export, Structure
 from sagelr.audit.scoring import Scorer
-from sagelr.errors import SagelrError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.tasks import hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def check_export(
+    pruner: Pruner,
+    structure: Structure,
+    score: str,
+    scope: Literal["global", "layer"],
+    sparsity: float,
+) -> None:
+    """See that there is something to prune, before curves are made that may take long.
+
+    Args:
+        pruner: of the model; its weights are back afterwards.
+        structure: see `Pruner.prune`, as for the next three.
+        score: by which the lowest go.
+        scope: "global" or "layer".
+        sparsity: share that goes.
+
+    Raises:
+        UsageError: it rounds to nothing.
+    """
+    if sparsity and not pruner.prune(structure, score, scope, sparsity):
+        raise UsageError(
+            f"--sparsity {sparsity:g} prunes nothing: of {pruner.total(structure):,} "
+            f"{unit(structure)} it takes none. Give a higher one, or another --structure."
+        )
+    pruner.restore()
 
 
 def export(
@@ -49,7 +76,6 @@ def export(
     if tuner is not None:
         tuner.train(pruner)
     before = scorer(model)
-    folder.mkdir(parents=True, exist_ok=True)
     with hub.quiet():
         model.save_pretrained(folder)
         scorer.task.save(folder)

@@ -192,6 +192,11 @@ def _lowest(
     return masks
 
 
+def unit(structure: str) -> str:
+    """What a structure counts by."""
+    return structure if structure in ("heads", "neurons") else "weights"
+
+
 def check(structure: str, score: str, scope: str) -> None:
     """See that there is such a pruning.
 

@@ -105,10 +105,7 @@ class Subject:
 
         Those of `sagelr train --keep-checkpoints`, and those of a Trainer.
         """
-        patterns = (f"{checkpoint.WEIGHTS}-[0-9]*", "checkpoint-[0-9]*")
-        found = (
-            [path for each in patterns for path in self.folder.glob(each)] if self.folder else []
-        )
+        found = checkpoint.folders(self.folder) if self.folder else []
         whole = [path for path in found if (path / "config.json").is_file() and has_weights(path)]
         return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 

@@ -13,7 +13,7 @@ import torch
 from sagelr.audit import sides
 from sagelr.audit.curves import Tuner, curve
 from sagelr.audit.describe import describe
-from sagelr.audit.export import export
+from sagelr.audit.export import check_export, export
 from sagelr.audit.finetune import finetune
 from sagelr.audit.multipliers import multipliers
 from sagelr.audit.pruning import STRUCTURES, Pruner, check
@@ -52,6 +52,7 @@ class Request:
         finetune_lr: of that; a run's own lr by default.
         export: folder for a pruned model of the first subject.
         sparsity: of that model; by the first structure and the first score.
+        begin: called when all is loaded that may be refused, before anything is measured.
         note: called with a line that the user should read.
         progress: called with the share of the work done and what is being done.
     """
@@ -69,6 +70,7 @@ class Request:
     finetune_lr: float | None = None
     export: Path | None = None
     sparsity: float | None = None
+    begin: Callable[[], None] = field(default=lambda: None)
     note: Callable[[str], None] = field(default=lambda line: None)
     progress: Callable[[float, str], None] = field(default=lambda share, doing: None)
 
@@ -120,6 +122,7 @@ def run(request: Request) -> dict[str, Any]:
                 f"({first.data['name']}; {other.data['name']}), or of different splits of them. "
                 "Their sensitivities cannot be compared; audit them apart."
             )
+    request.begin()
     models = [inspection.audited() for inspection in inspections]
     comparison = None
     if len(models) == 2:
@@ -205,7 +208,11 @@ class _Inspection:
             unpruned = scorer(model)
         tuners = [None, *([self._tuner()] if request.finetune else [])]
         curves: list[Curve] = []
+        exported, to, sparsity = None, request.export, request.sparsity
+        how = (request.structures[0], request.scores[0], request.scope)
         with Pruner(model, measured, whole=bool(request.finetune)) as pruner:
+            if to is not None and sparsity is not None and self.index == 0:
+                check_export(pruner, *how, sparsity)
             plan: list[tuple[Structure, str, Tuner | None]] = [
                 (structure, score, tuner)
                 for structure in (request.structures if request.curves else ())
@@ -230,20 +237,9 @@ class _Inspection:
                         unpruned,
                     )
                 )
-            exported = None
-            if request.export is not None and request.sparsity is not None and self.index == 0:
-                self._progress(0.9, f"saving {request.export}")
-                exported = export(
-                    model,
-                    pruner,
-                    scorer,
-                    request.export,
-                    request.structures[0],
-                    request.scores[0],
-                    request.scope,
-                    request.sparsity,
-                    tuners[-1],
-                )
+            if to is not None and sparsity is not None and self.index == 0:
+                self._progress(0.9, f"saving {to}")
+                exported = export(model, pruner, scorer, to, *how, sparsity, tuners[-1])
             return {
                 "split": request.split,
                 "prunable": pruner.total("unstructured"),

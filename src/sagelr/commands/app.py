@@ -39,9 +39,10 @@ def _main(
 
 
 def check_folder(folder: Path, option: str = "--out") -> None:
-    """See that what is to be written into is no file."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. Give {option} a folder.")
+    """See that what is to be written into is no file, and lies in none."""
+    for each in (folder, *folder.parents):
+        if each.exists() and not each.is_dir():
+            raise UsageError(f"{each} is a file. Give {option} a folder.")
 
 
 def check_apart(folder: Path, source: Path | None, option: str = "--out") -> None:

@@ -139,6 +139,7 @@ def audit(
             finetune_lr=finetune_lr,
             export=export,
             sparsity=sparsity,
+            begin=lambda: _make(folder, export),
             note=lambda line: console.print(line, markup=False),
             progress=lambda share, doing: bar.update(task, completed=share, description=doing),
         )
@@ -156,7 +157,6 @@ def audit(
         "definitions": DEFINITIONS,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     write(folder / AUDIT, document)
     _tell(document, checked)
     console.print(f"Audit: {folder / AUDIT}", markup=False, soft_wrap=True)
@@ -167,6 +167,13 @@ def _check_empty(folder: Path, option: str, overwrite: bool) -> None:
     check_folder(folder, option)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UsageError(f"{folder} is not empty. Give {option} another folder, or --overwrite.")
+
+
+def _make(*folders: Path | None) -> None:
+    """Make what is written into in the end, so that what takes long is not lost for that."""
+    for folder in folders:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -180,6 +187,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
     """The figures of each model in a table, and what was exported."""
+    from sagelr.audit.pruning import unit
+
     how = document["measurement"]
     console.print(
         f"Measured on {how['examples']} training rows in {how['batches']} batches of "
@@ -216,7 +225,8 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
         if saved := model["export"]:
             score = recipe.score.show(saved["scores_reloaded"][recipe.metric])
             console.print(
-                f"Pruned model: {saved['folder']}, {recipe.score.label} {score} when loaded anew",
+                f"Pruned model: {saved['folder']}, {saved['pruned']:,} {unit(saved['structure'])} "
+                f"at zero, {recipe.score.label} {score} when loaded anew",
                 markup=False,
                 soft_wrap=True,
             )

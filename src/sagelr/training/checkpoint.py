@@ -65,8 +65,8 @@ def remove(folder: Path) -> None:
 
 
 def folders(folder: Path) -> list[Path]:
-    """Every checkpoint in a folder, and what was kept of others."""
-    return [*_numbered(folder, "checkpoint"), *_numbered(folder, WEIGHTS)]
+    """What was kept of checkpoints in a folder, and every checkpoint."""
+    return [*_numbered(folder, WEIGHTS), *_numbered(folder, "checkpoint")]
 
 
 def clear(folder: Path) -> None:
