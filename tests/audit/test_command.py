@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sagelr import recipe as recipes
@@ -12,8 +13,9 @@ from sagelr.audit import audit as measure
 from sagelr.audit.schema import Audit, Audited, Comparison, Curve, Distribution, Group, Units
 from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sketch import short
-from sagelr.audit.subjects import find, load
+from sagelr.audit.subjects import find, labels, load
 from sagelr.commands import app
+from sagelr.commands.audit import _tell
 from sagelr.errors import SagelrError, UsageError
 
 from .conftest import SMALL
@@ -206,6 +208,50 @@ def test_two_runs_side_by_side(run, tmp_path, task):
     assert comparison["own"][0]["loss"] < comparison["level"]
 
 
+def test_runs_of_one_arm_are_told_apart_by_their_folders(run, tmp_path):
+    runs = [shutil.copytree(run, tmp_path / name) for name in ("a", "b", "c/a")]
+    found = [find(str(each), None, {}) for each in runs]
+    assert labels(found[:1]) == ["SageAdamW"]
+    assert labels(found[:2]) == ["SageAdamW (a)", "SageAdamW (b)"]
+    assert labels([found[0], found[2]]) == [f"SageAdamW ({runs[0]})", f"SageAdamW ({runs[2]})"]
+
+
+def test_a_run_is_held_against_a_plain_model_by_its_recipe(run, tmp_path, task):
+    task.model(3).save_pretrained(tmp_path / "plain")
+    for words in ((run, "--against", tmp_path / "plain"), (tmp_path / "plain", "--against", run)):
+        out = tmp_path / f"out-{words[0].name}"
+        result = invoke(*words, "--out", out, "--structure", "neurons", *QUICK)
+        assert result.exit_code == 0
+        found = read(out)["models"]
+        assert [each["label"] for each in found] in (
+            ["SageAdamW", "plain"], ["plain", "SageAdamW"]
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="is a run and brings its recipe"):
+        invoke(*words, "--recipe", "digits-vit", *QUICK)
+
+
+def test_curves_are_told_beside_those_of_their_kind(capsys, monkeypatch, run, tmp_path):
+    """Where one model has no heads to prune, what follows them stays where it belongs."""
+    assert invoke(run, "--against", run, "--out", tmp_path, *QUICK).exit_code == 0
+    document = read(tmp_path)
+    for number, model in enumerate(document["models"]):
+        for curve in model["pruning"]["curves"]:
+            curve["keeps99"] = {"accuracy": (number + 1) / 4}
+    curves = document["models"][0]["pruning"]["curves"]
+    curves[:] = [curve for curve in curves if curve["structure"] != "unstructured"]
+    monkeypatch.setattr("sagelr.commands.audit.console", Console(width=200))
+    capsys.readouterr()
+    _tell(document, find(str(run), None, {}).recipe)
+    rows = [
+        line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "up to" in line
+    ]
+    cells = {row[0].split("up to: ")[1].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+    assert cells.pop("unstructured by sensitivity") == ["–", "50%"]
+    assert cells.pop("unstructured by magnitude") == ["–", "50%"]
+    assert set(map(tuple, cells.values())) == {("25%", "50%")}
+    assert len(cells) == 6
+
+
 def test_the_file_of_a_live_probe_comes_along(run, tmp_path):
     with_probe = tmp_path / "run"
     shutil.copytree(run, with_probe)
@@ -255,6 +301,7 @@ def test_what_cannot_be_audited_is_told_so(run, tmp_path):
     for source, message in (
         (tmp_path / "nowhere", "there is no such folder"),
         (tmp_path, "holds neither run.json nor a model"),
+        ("runs/mine", "runs/mine: there is no such folder, and a model of that name on the hub"),
         (bare_model(tmp_path / "bert"), "says nothing of the data to audit it on. Give --recipe"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -255,6 +255,20 @@ def test_other_images_are_other_arrays(digit_images: Path, tmp_path: Path) -> No
     assert make(folder).describe()["sha256"] != before
 
 
+@pytest.mark.parametrize("options", [{}, {"cache": False, "size": 16}])
+def test_the_same_images_are_the_same_wherever_they_lie(
+    options: dict[str, Any], digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = make(digit_images, **options).describe()["sha256"]
+    monkeypatch.chdir(digit_images.parent)
+    assert make("digits", **options).describe()["sha256"] == before
+    folder = Path(shutil.copytree(digit_images, tmp_path / "copy"))
+    assert make(folder, **options).describe()["sha256"] == before
+    first = sorted((folder / "train").rglob("*.png"))[0]
+    first.rename(first.with_name("another.png"))
+    assert make(folder, **options).describe()["sha256"] != before
+
+
 def test_a_disk_that_is_too_small(
     digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

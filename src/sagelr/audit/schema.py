@@ -158,7 +158,7 @@ class Audited(TypedDict):
     """One model of an audit."""
 
     name: str  # of the folder or on the hub
-    label: str  # arm, or the name
+    label: str  # arm, or the name; arms of one label with the name
     path: str
     model_class: str
     arm: str | None

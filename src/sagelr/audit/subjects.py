@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +110,38 @@ class Subject:
         return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def find(source: str, recipe: str | None, overrides: Mapping[str, Any]) -> Subject:
+def find_all(
+    sources: Sequence[str], recipe: str | None, overrides: Mapping[str, Any]
+) -> list[Subject]:
+    """Find out what is to be audited; a model beside a run is audited by the run's recipe.
+
+    Args:
+        sources: as for `find`, as the next two.
+        recipe: name or path; a run brings its own.
+        overrides: dotted key → value, in place of the recipe's.
+
+    Raises:
+        UsageError: as `find`.
+    """
+    runs = {
+        source: find(source, recipe, overrides)
+        for source in sources
+        if (Path(source) / RUN).is_file()
+    }
+    beside = next((run.recipe for run in runs.values()), None)
+    return [runs.get(source) or find(source, recipe, overrides, beside) for source in sources]
+
+
+def find(
+    source: str, recipe: str | None, overrides: Mapping[str, Any], beside: Recipe | None = None
+) -> Subject:
     """Find out what is to be audited, and on which data.
 
     Args:
         source: a run's folder, a model's folder, or a name on the hub.
         recipe: name or path; a run brings its own.
         overrides: dotted key → value, in place of the recipe's.
+        beside: recipe of a run that a model is held against, in place of one by name.
 
     Raises:
         UsageError: there is no such thing, or no recipe for it, or it cannot be audited.
@@ -139,12 +164,27 @@ def find(source: str, recipe: str | None, overrides: Mapping[str, Any]) -> Subje
             f"{source}: there is no such folder. Give the folder of a run or of a model, or a "
             "model's name on the hub."
         )
+    if beside is not None:
+        return Subject(source, _with_model(beside, source))
     if recipe is None:
+        what = source
+        if not folder.is_dir():
+            what = f"{source}: there is no such folder, and a model of that name on the hub"
         raise UsageError(
-            f"{source} says nothing of the data to audit it on. Give --recipe, a built-in recipe "
+            f"{what} says nothing of the data to audit it on. Give --recipe, a built-in recipe "
             f"({', '.join(recipes.built_in())}) or the path of a .toml file."
         )
     return Subject(source, _with_model(recipes.load(recipe, overrides), source))
+
+
+def labels(subjects: Sequence[Subject]) -> list[str]:
+    """What several are called in words: of those with one label, each with its folder's name."""
+    found = [subject.label for subject in subjects]
+    for more in ("name", "source"):
+        if len(set(found)) == len(found):
+            break
+        found = [f"{subject.label} ({getattr(subject, more)})" for subject in subjects]
+    return found
 
 
 def _run(folder: Path, recipe: str | None, overrides: Mapping[str, Any]) -> Subject:
@@ -197,8 +237,8 @@ def load(subject: Subject, task: Task, folder: Path | None = None) -> tuple[PreT
     by_name = "name" in subject.recipe.model
     if not by_name and subject.folder is None:
         raise UsageError(
-            f"The recipe {subject.recipe.name} builds its models itself and takes none of the "
-            f"hub, as {source} would be. Give the folder of such a model."
+            f"{source}: there is no such folder. The recipe {subject.recipe.name} builds its "
+            "models itself and takes none of the hub: give the folder of such a model."
         )
     from transformers import PretrainedConfig
 

@@ -20,7 +20,7 @@ from sagelr.audit.pruning import STRUCTURES, Pruner, check
 from sagelr.audit.schema import Audited, Curve, Export, Pruning, Structure
 from sagelr.audit.scoring import Scorer, SplitName, TrainingBatches, fitting
 from sagelr.audit.sensitivity import Measured, audit, model_loss
-from sagelr.audit.subjects import OPTIMIZER, Subject, load
+from sagelr.audit.subjects import OPTIMIZER, Subject, labels, load
 from sagelr.errors import UsageError
 from sagelr.groups import param_groups
 from sagelr.tasks import Task
@@ -150,6 +150,7 @@ class _Inspection:
     def __init__(self, request: Request, index: int) -> None:
         self.request, self.index = request, index
         self.subject = request.subjects[index]
+        self.label = labels(request.subjects)[index]
         self.task: Task = self.subject.recipe.make_task()
         self.batches = TrainingBatches(self.task, request.batch_size, request.examples)
         self.data = self.task.describe()
@@ -183,7 +184,7 @@ class _Inspection:
             pruning, exported = self._pruned(model, measured)
         return {
             "name": subject.name,
-            "label": subject.label,
+            "label": self.label,
             "path": subject.source,
             "model_class": type(model).__name__,
             "arm": subject.arm,
@@ -273,7 +274,7 @@ class _Inspection:
     def _progress(self, share: float, doing: str) -> None:
         """Each subject has its equal part of the whole."""
         every = len(self.request.subjects)
-        self.request.progress((self.index + share) / every, f"{self.subject.label}: {doing}")
+        self.request.progress((self.index + share) / every, f"{self.label}: {doing}")
 
 
 def _fitting_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -109,13 +109,14 @@ def audit(
     """Look at what a training left behind: sensitivity, redundancy, and what can be pruned."""
     import sagelr
     from sagelr.audit.schema import DEFINITIONS, SCHEMA
-    from sagelr.audit.subjects import find
+    from sagelr.audit.subjects import find_all
     from sagelr.audit.whole import Request, run
     from sagelr.study.results import machine, now, versions, write
 
     began = time.perf_counter()
     overrides = overrides_of(set_)
-    subjects = [find(each, recipe, overrides) for each in (model, against) if each is not None]
+    sources = [each for each in (model, against) if each is not None]
+    subjects = find_all(sources, recipe, overrides)
     names = [re.sub(r"[^\w.-]+", "-", subject.name) for subject in subjects]
     folder = out or Path("audits") / "-against-".join(names)
     _check_empty(folder, "--out", overwrite)
@@ -208,15 +209,17 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
     }
     for name, cells in rows.items():
         table.add_row(name, *cells)
-    pruned = [
-        model["pruning"]["curves"] if model["pruning"] else [] for model in document["models"]
-    ]
-    for same in zip(*pruned, strict=False):
-        first = same[0]
-        trained = f", {first['finetuned']} epochs after" if first["finetuned"] else ""
+    kept: dict[str, dict[int, str]] = {}  # by kind of curve, of each model that has it
+    for number, model in enumerate(document["models"]):
+        for curve in model["pruning"]["curves"] if model["pruning"] else ():
+            trained = f", {curve['finetuned']} epochs after" if curve["finetuned"] else ""
+            kind = f"{curve['structure']} by {curve['score']}{trained}"
+            share = f"{curve['keeps99'].get(recipe.metric, 0):.0%}"
+            kept.setdefault(kind, {})[number] = share
+    for kind, shares in kept.items():
         table.add_row(
-            f"99% of {recipe.score.label} up to: {first['structure']} by {first['score']}{trained}",
-            *(f"{curve['keeps99'].get(recipe.metric, 0):.0%}" for curve in same),
+            f"99% of {recipe.score.label} up to: {kind}",
+            *(shares.get(number, "–") for number in range(len(found))),
         )
     console.print(table)
     if document["comparison"]:

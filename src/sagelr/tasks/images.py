@@ -214,9 +214,7 @@ class ImageClassification(Task):
         """What the data are. Without the cache, sha256 is of names and labels alone."""
         digest = hashlib.sha256(repr((self._parts, self.side)).encode())
         digest.update(
-            self._source.digest.encode()
-            if self._data.cache
-            else repr(self._source.entries).encode()
+            self._source.digest.encode() if self._data.cache else repr(self._source.known).encode()
         )
         return {
             "name": self._data.title or self._source.name,

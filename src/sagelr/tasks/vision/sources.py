@@ -45,9 +45,11 @@ class Source(ABC):
         entries: every labelled image, in a fixed order.
         left_out: what was found and is not used, for the user to know.
         classes: their names, in order.
+        root: what the names of entries begin with that is no matter of the data.
     """
 
     name: str
+    root: str = ""
     loader: str
     entries: list[Entry]
     left_out: list[str]
@@ -65,11 +67,16 @@ class Source(ABC):
             UsageError: this kind of source can only be read from end to end.
         """
 
+    @property
+    def known(self) -> list[Entry]:
+        """The entries by names that are the same wherever the source lies."""
+        return [entry._replace(name=entry.name.removeprefix(self.root)) for entry in self.entries]
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the names, labels and files of all images."""
         whole = hashlib.sha256()
-        for entry, file in zip(self.entries, self.encoded(), strict=True):
+        for entry, file in zip(self.known, self.encoded(), strict=True):
             whole.update(repr((entry, len(file))).encode() + file)
         return whole.hexdigest()
 
@@ -79,6 +86,7 @@ class Folder(Source):
 
     def __init__(self, folder: Path) -> None:
         self.name, self.loader = folder.name, f"local folder: {folder}"
+        self.root = f"{folder}, "
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         names = [path.relative_to(folder).as_posix() for path in paths]
         self._places, self.entries, self.left_out = arrange(names, str(folder))
