@@ -504,6 +504,18 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         make(tmp_path)
 
 
+def test_postscript_is_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would have Ghostscript run it."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it is run"))
+    for n in range(8):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a" / "script.jpg", "EPS")
+    with pytest.raises(UsageError, match=r"a/script\.jpg cannot be read as an image"):
+        make(tmp_path)
+
+
 def test_what_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,8 @@ from sagelr.tasks.vision.sources import Entry, Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# What Pillow may take an image for, whatever its ending says; it has Ghostscript run PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 VERSION = 3  # of which images are decoded, and how: another one makes new arrays
 
 
@@ -36,7 +38,7 @@ def open_image(file: bytes, entry: Entry) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(file), formats=FORMATS))
             if image.mode.startswith("I;16"):  # which Pillow would clip at 255
                 wide = np.asarray(image).astype(np.float64)
                 image = Image.fromarray(np.rint(wide / 257).astype(np.uint8))
@@ -89,7 +91,7 @@ def _sides(source: Source) -> set[int]:
     sides: set[int] = set()
     for entry, file in zip(source.entries, source.encoded(), strict=True):
         try:
-            with Image.open(io.BytesIO(file)) as image:
+            with Image.open(io.BytesIO(file), formats=FORMATS) as image:
                 sides.update(image.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             open_image(file, entry)  # says what is wrong
