@@ -75,6 +75,17 @@ def test_a_recipe_is_shown_as_it_can_be_used(program, tmp_path):
     assert tomllib.loads(out)["name"] == "digits-vit"
 
 
+def test_the_end_of_a_file_is_no_wish_to_stop(program, monkeypatch):
+    def cut():
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr("sagelr.recipe.built_in", cut)
+    status, _, err = program("recipes")
+    assert status == 1
+    assert "Error: RuntimeError: a file ended too early: Ran out of input" in err
+    assert "Aborted" not in err
+
+
 # -- errors in words ----------------------------------------------------------------------------
 
 

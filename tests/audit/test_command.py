@@ -383,8 +383,16 @@ def test_models_that_do_not_fit_are_told_so(run, tmp_path, task):
     other = tmp_path / "optimizer"
     shutil.copytree(run, other)
     torch.save({"state": {}, "param_groups": []}, other / "optimizer.pt")
+    words = (other, "--out", tmp_path / "o", "--no-curves", *QUICK)
     with pytest.raises(SagelrError, match="does not fit the run's optimizer"):
-        invoke(other, "--out", tmp_path / "o", "--no-curves", *QUICK)
+        invoke(*words)
+    (other / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(SagelrError, match=r"optimizer\.pt is damaged .*Move it away"):
+        invoke(*words)
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(SagelrError, match=r"The weights in .* are damaged: .*Bring the file back"):
+        invoke(*words)
 
 
 def test_a_run_is_audited_on_its_own_data(run, tmp_path, task):

@@ -95,6 +95,16 @@ def test_the_model_is_left_as_it_was(tiny, batches):
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
 
 
+def test_sparse_gradients_are_gradients():
+    rows, weight = torch.tensor([1, 1, 3]), torch.randn(5, 2)
+    dense, sparse = (
+        nn.Embedding(5, 2, _weight=weight.clone(), sparse=is_) for is_ in (False, True)
+    )
+    first, second = (audit(m, [rows], lambda m, x: m(x).square().sum()) for m in (dense, sparse))
+    assert first.sensitivity["weight"][1].all()
+    assert torch.equal(first.sensitivity["weight"], second.sensitivity["weight"])
+
+
 def test_what_a_loss_does_not_use_has_no_sensitivity(batches):
     model = nn.ModuleDict({"used": nn.Linear(4, 2), "unused": nn.Linear(4, 2)}).double()
     found = audit(model, batches, lambda m, batch: loss(m["used"], batch))

@@ -156,6 +156,16 @@ def test_a_model_without_so_many_positions(reviews_csv: Path, tiny_bert: Path) -
         task.model(0)
 
 
+def test_a_model_without_so_many_tokens(reviews_csv: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    size = len(tokenizer)
+    tokenizer.add_tokens(["film", "superduper"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UsageError, match=f"has {size + 1} tokens, and its model embeds {size}"):
+        make(reviews_csv, folder).model(0)
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "xmod"])
 def test_positions_are_counted_as_the_model_does(
     kind: str, reviews_csv: Path, tiny_bert: Path

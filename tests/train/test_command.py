@@ -1,10 +1,13 @@
 """`sagelr train`, in this process."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
@@ -160,6 +163,31 @@ def test_a_training_that_diverges_says_so_and_fails(tmp_path):
     with pytest.raises(SagelrError, match=r"diverged: .* Try a lower --lr than 1e\+20"):
         sagelr("--out", tmp_path / "run", "--arm", "adamw", "--lr", "1e20")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("writes", "error"),
+    [
+        ("study.results.write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")),
+        ("study.results.write", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
+        (
+            "training.trainer.RunTrainer.save",
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+        ),
+    ],
+)
+def test_a_full_disk(tmp_path, monkeypatch, writes, error):
+    def full(*given, **options):
+        raise error
+
+    monkeypatch.setattr(f"sagelr.{writes}", full)
+    folder = tmp_path / "run"
+    with pytest.raises(
+        SagelrError, match=f"No space left for {folder}.*go on .*: sagelr .*--resume"
+    ):
+        sagelr("--out", folder)
+    with pytest.raises(SagelrError, match=r"begin anew: sagelr .*--overwrite"):
+        sagelr("--out", folder, "--overwrite", "--set", "train.epochs=1")
 
 
 @pytest.mark.parametrize(

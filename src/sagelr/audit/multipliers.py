@@ -14,7 +14,7 @@ from sagelr.audit.sensitivity import buffers_kept, modes_kept
 from sagelr.errors import SagelrError
 from sagelr.optim.base import SageOptimizer
 from sagelr.schema import Recipe, Setting
-from sagelr.tasks import Task
+from sagelr.tasks import Task, hub
 from sagelr.training.optimizers import make_optimizer
 from sagelr.view import MultiplierRow, View, Viewer
 
@@ -53,10 +53,10 @@ def multipliers(
     try:
         held = torch.load(state, map_location=model.device, weights_only=True)
         optimizer.load_state_dict(held)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, *hub.DAMAGE) as error:
         raise SagelrError(
-            f"{state} does not fit the run's optimizer: {' '.join(str(error).split())}. Move it "
-            "away to audit the model without it."
+            f"{state} is damaged or does not fit the run's optimizer: "
+            f"{' '.join(str(error).split())}. Move it away to audit the model without it."
         ) from error
     viewer, options = Viewer(model, optimizer), recipe.train
     size, parts = options.batch_size or TOKEN_ROWS, options.accumulate

@@ -176,6 +176,8 @@ def _fold(
     """Let one batch enter the two means."""
     if gradient is None:  # not part of this batch's loss
         gradient = torch.zeros_like(param)
+    elif gradient.is_sparse:  # of an embedding
+        gradient = gradient.to_dense()
     pieces = zip(
         param.reshape(-1).split(CHUNK),
         gradient.reshape(-1).split(CHUNK),

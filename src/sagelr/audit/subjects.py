@@ -274,6 +274,11 @@ def _strictly(cls: type[PreTrainedModel], source: str, options: dict[str, Any]) 
                 ignore_mismatched_sizes=True,  # to hear which
                 **options,
             )
+    except hub.DAMAGE as error:
+        raise SagelrError(
+            f"The weights in {source} are damaged: {' '.join(str(error).split())}. Bring the file "
+            "back, or train the model anew."
+        ) from error
     except (RuntimeError, OSError, ValueError) as error:
         raise SagelrError(_misfit(source, cls, str(error))) from error
     model, info = loaded

@@ -7,11 +7,29 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from sagelr.errors import UsageError
 from sagelr.version import __version__
 
+
+class Program(TyperGroup):
+    """The commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; the end of a file that came too early is an error like any other.
+
+        Raises:
+            RuntimeError: it came; of EOFError, Typer would say no more than "Aborted."
+        """
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError(f"a file ended too early: {error}") from error
+
+
 app = typer.Typer(
+    cls=Program,
     help="SAGE learning rates: compare a SAGE optimizer with its tuned base, fairly.",
     add_completion=False,
     no_args_is_help=True,

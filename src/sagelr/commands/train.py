@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shlex
 import signal
 import sys
@@ -125,7 +127,12 @@ def train(
         display.show(moment)
         stop.over = moment.step >= moment.total
 
-    with _how_to_go_on(folder, stop), _Display() as display, _ctrl_c(stop, processes() == 1):
+    with (
+        _room(folder),
+        _how_to_go_on(folder, stop),
+        _Display() as display,
+        _ctrl_c(stop, processes() == 1),
+    ):
         result = run(
             checked,
             Run("train", name, setting, seed),
@@ -143,18 +150,19 @@ def train(
         torch.distributed.destroy_process_group()  # left open, some back ends warn, or hang
     if not main:
         return
-    write(
-        folder / "run.json",
-        {
-            **result,
-            "recipe": checked.to_json(),
-            "overrides": overrides,
-            "data": task.describe(),
-            "command": shlex.join(["sagelr", *sys.argv[1:]]),
-            "machine": machine(checked.train.device),
-            "versions": versions(),
-        },
-    )
+    with _room(folder):
+        write(
+            folder / "run.json",
+            {
+                **result,
+                "recipe": checked.to_json(),
+                "overrides": overrides,
+                "data": task.describe(),
+                "command": shlex.join(["sagelr", *sys.argv[1:]]),
+                "machine": machine(checked.train.device),
+                "versions": versions(),
+            },
+        )
     checkpoint.remove(folder)
     if result["status"] == "diverged":
         raise SagelrError(
@@ -250,12 +258,36 @@ def _how_to_go_on(folder: Path, stop: _Stop) -> Iterator[None]:
         if found is None:
             told.append("There is no checkpoint yet.")
         else:
-            words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-            command = shlex.join(["sagelr", *words, "--resume"])
-            told.append(f"Checkpoint: {found}\nTo go on: {command}")
+            told.append(f"Checkpoint: {found}\nTo go on: {_again('--resume')}")
         stopped = StoppedTrainingError(" ".join(told))
         stopped.exit_status = 128 + (stop.caught or signal.SIGINT)
         raise stopped from None
+
+
+@contextlib.contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """What is said when the disk is full, whoever finds it so."""
+    from sagelr.cli import NO_ROOM
+    from sagelr.training import checkpoint
+
+    try:
+        yield
+    except Exception as error:
+        signs = (*NO_ROOM, os.strerror(errno.EDQUOT))
+        if isinstance(error, SagelrError) or not any(sign in str(error) for sign in signs):
+            raise
+        stopped = checkpoint.last(folder)
+        how = "go on from its checkpoint" if stopped else "begin anew"
+        raise SagelrError(
+            f"No space left for {folder}. Make room, then {how}: "
+            f"{_again('--resume' if stopped else '--overwrite')}"
+        ) from error
+
+
+def _again(option: str) -> str:
+    """The command with another option for the folder."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return shlex.join(["sagelr", *words, option])
 
 
 class _Display:

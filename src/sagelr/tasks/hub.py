@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import socket
 import urllib.request
 import warnings
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
+from safetensors import SafetensorError
 
 from sagelr.errors import UsageError
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds for a connection
+DAMAGE = (SafetensorError, EOFError, pickle.UnpicklingError)  # what a file that is cut short raises
 
 
 @functools.cache
@@ -117,8 +120,6 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
     Raises:
         UsageError: there is nothing of that name or in that folder, or it does not load.
     """
-    from safetensors import SafetensorError
-
     folder = folder_of(name)
     if folder is None and (Path(name).is_absolute() or name.startswith(".")):
         raise UsageError(f"model.name = {name!r}: there is no such folder.")
@@ -130,7 +131,7 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
     try:
         with quiet():
             return loading(name, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, *DAMAGE) as error:
         if folder is not None:
             raise UsageError(
                 f"model.name = {name!r}: no {what} loads from this folder. {_line(error)} Save "

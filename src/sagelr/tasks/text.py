@@ -192,6 +192,7 @@ class TextClassification(Task):
             config = hub.load("configuration", self._name, AutoConfig.from_pretrained)
             config.pad_token_id = self.tokenizer.pad_token_id
             self._check_positions(config)
+            self._check_vocabulary(config)
         if classes := self._corpus.classes:
             config.problem_type = "single_label_classification"
             config.id2label = dict(enumerate(classes))
@@ -227,6 +228,20 @@ class TextClassification(Task):
             raise UsageError(
                 f"task.max_length = {self._data.max_length} is more than the {positions} positions "
                 f"of {self._model.name}. Set it to {positions} or less."
+            )
+
+    def _check_vocabulary(self, config: Any) -> None:
+        """See that the model has an embedding for every token.
+
+        Raises:
+            UsageError: it has not.
+        """
+        size, tokens = getattr(config, "vocab_size", None), len(self.tokenizer)
+        if size is not None and tokens > size:
+            raise UsageError(
+                f"The tokenizer of {self._model.name} has {tokens} tokens, and its model embeds "
+                f"{size}. Save the two that belong together; where tokens were added, save the "
+                f"model after model.resize_token_embeddings({tokens})."
             )
 
     def save(self, folder: Path) -> None:
