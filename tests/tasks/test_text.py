@@ -160,10 +160,13 @@ def test_a_model_without_so_many_tokens(reviews_csv: Path, tiny_bert: Path, tmp_
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     size = len(tokenizer)
-    tokenizer.add_tokens(["film", "superduper"])
+    tokenizer.add_tokens(["superduper"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UsageError, match=f"has {size + 1} tokens, and its model embeds {size}"):
-        make(reviews_csv, folder).model(0)
+    make(reviews_csv, folder).model(0)  # no text has it
+    lines = reviews_csv.read_text().splitlines()
+    (data := tmp_path / "data.csv").write_text("\n".join([*lines, *["superduper,pos"] * 9]))
+    with pytest.raises(UsageError, match=f"has {size + 1} tokens, its model embeds {size}, and"):
+        make(data, folder).model(0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-roberta", "camembert", "mpnet", "xmod"])

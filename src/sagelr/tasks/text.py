@@ -127,11 +127,12 @@ class TextClassification(Task):
         if self._name != FROM_SCRATCH:
             self.model_folder = hub.folder_of(self._name)
         self.tokenizer = self._make_tokenizer()
-        train = self._encode(self._rows["train"])
+        train, validation, test = (
+            self._encode(self._rows[role]) for role in ("train", "validation", "test")
+        )
         self._lengths, self._full = train.lengths, train.full
-        self.train = train
-        self.validation = self._encode(self._rows["validation"])
-        self.test = self._encode(self._rows["test"])
+        self._highest = max(split.highest for split in (train, validation, test))
+        self.train, self.validation, self.test = train, validation, test
 
     # -- data ---------------------------------------------------------------------------------
 
@@ -192,7 +193,7 @@ class TextClassification(Task):
             config = hub.load("configuration", self._name, AutoConfig.from_pretrained)
             config.pad_token_id = self.tokenizer.pad_token_id
             self._check_positions(config)
-            self._check_vocabulary(config)
+            self._check_vocabulary(config, self._highest)
         if classes := self._corpus.classes:
             config.problem_type = "single_label_classification"
             config.id2label = dict(enumerate(classes))
@@ -230,18 +231,19 @@ class TextClassification(Task):
                 f"of {self._model.name}. Set it to {positions} or less."
             )
 
-    def _check_vocabulary(self, config: Any) -> None:
-        """See that the model has an embedding for every token.
+    def _check_vocabulary(self, config: Any, highest: int) -> None:
+        """See that the model has an embedding for the highest token of a split, and for padding.
 
         Raises:
             UsageError: it has not.
         """
-        size, tokens = getattr(config, "vocab_size", None), len(self.tokenizer)
-        if size is not None and tokens > size:
+        size = getattr(config, "vocab_size", None)
+        if size is not None and max(highest, config.pad_token_id or 0) >= size:
             raise UsageError(
-                f"The tokenizer of {self._model.name} has {tokens} tokens, and its model embeds "
-                f"{size}. Save the two that belong together; where tokens were added, save the "
-                f"model after model.resize_token_embeddings({tokens})."
+                f"The tokenizer of {self._model.name} has {len(self.tokenizer)} tokens, its model "
+                f"embeds {size}, and the data take one that it does not. Save the two that belong "
+                "together; where tokens were added, save the model after "
+                f"model.resize_token_embeddings({len(self.tokenizer)})."
             )
 
     def save(self, folder: Path) -> None:
@@ -306,6 +308,7 @@ class TextClassification(Task):
     @torch.no_grad()
     def _predict(self, model: PreTrainedModel, rows: Rows) -> list[int] | list[float]:
         encoded = self._encode(rows)
+        self._check_vocabulary(model.config, encoded.highest)
         training = model.training
         model.eval()
         found: dict[int, Any] = {}

@@ -24,6 +24,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
         labels: (rows,), int64 for classes, float32 for scores.
         lengths: tokens of each row.
         full: rows of the greatest length allowed; what is longer was cut.
+        highest: of the numbers.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
                 joined = [token for ids in encoded[name] for token in ids]  # type: ignore[union-attr]
                 flat[name].append(torch.tensor(joined, dtype=torch.int32))
         self._flat = {name: torch.cat(parts) for name, parts in flat.items()}
+        self.highest = max((int(part.max()) for part in flat["input_ids"] if len(part)), default=0)
         self._ends = torch.tensor(self.lengths).cumsum(0).tolist()
         self.labels = labels
 
