@@ -12,12 +12,12 @@ from published import (
     TIERS,
     Row,
     against_sage,
-    contrast,
     controls,
     corrected,
     gap,
     interval,
     load,
+    near,
     run_rows,
     variants,
     with_variants,
@@ -29,6 +29,7 @@ from sagelr.study.statistics import LEVEL, Difference
 
 CONTROL = "control: "  # how their labels begin
 APART = "not shown to differ"
+NEAR = "with SAGE's grid from its base's best lr up"
 SAID = {
     "better": "SAGE is better than its tuned base",
     "worse": "SAGE is worse than its tuned base",
@@ -118,10 +119,13 @@ def when(tier: str, row: Row, data: dict[str, Any], entry: dict[str, Any]) -> It
         f"{conditions}: {gap(other, scale)}, {other['verdict']}"
         for _, conditions, (_, _, other) in variants(tier, row)
     ]
+    own = f"as the row has it {gap(entry, scale)}, {entry['verdict']}"
+    if (found := near(tier, row)) is not None:
+        own += f"; {NEAR} {gap(found[2], scale)}, {found[2]['verdict']}"
     if told:
         yield (
-            f"- **When**, {row['title']} (tier {tier}): as the row has it {gap(entry, scale)}, "
-            f"{entry['verdict']}; tuned anew with {'; with '.join(told)}. Descriptive."
+            f"- **When**, {row['title']} (tier {tier}): {own}; tuned anew with "
+            f"{'; with '.join(told)}. Descriptive."
         )
 
 
@@ -174,13 +178,12 @@ def remarks(tier: str, row: Row, data: dict[str, Any]) -> Iterator[str]:
 
 def since(tier: str, row: Row) -> str:
     """What came of a grid that begins at the base's best lr, where that has been run."""
-    data = load(tier, name := f"{row['task']}{CONTROLS}-sage-near")
-    entry = contrast(data, "sage-near", row["base"]) if data else None
-    if data is None or entry is None:
+    if (found := near(tier, row)) is None:
         return ""
-    lr = data["tuning"]["sage-near"]["chosen"]["lr"]
-    difference = gap(entry, data["recipe"]["metric"]["scale"])
-    return f" It has been run since, as `{name}`: lr {lr:g}, {difference}, {entry['verdict']}."
+    study, data, entry = found
+    lr = data["tuning"][entry["sage"]]["chosen"]["lr"]
+    told = f"lr {lr:g}, {gap(entry, data['recipe']['metric']['scale'])}, {entry['verdict']}"
+    return f" It has been run since, as `{study['task']}`: {told}."
 
 
 def listed(values: set[float]) -> str:

@@ -44,6 +44,12 @@ def run_rows(tier: str, rows: Sequence[Row]) -> Iterator[Ran]:
             yield row, data, entry
 
 
+def near(tier: str, row: Row) -> Ran | None:
+    """The row with SAGE's grid from its base's best lr up, where its own began elsewhere."""
+    found = {**row, "task": f"{row['task']}{CONTROLS}-sage-near", "sage": "sage-near"}
+    return next(run_rows(tier, [found]), None)
+
+
 def corrected(tier: str, rows: Sequence[Row]) -> dict[str, float]:
     """Task → p-value of its row after Holm's correction over all that have been run in a tier."""
     found = list(run_rows(tier, rows))

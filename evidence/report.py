@@ -12,7 +12,7 @@ from typing import Any
 import multiplier
 import redundancy
 import tuning
-from conclusions import APART, against, conclusions, remarks
+from conclusions import APART, NEAR, against, conclusions, remarks
 from picture import Line, forest
 from published import (
     ROOT,
@@ -25,6 +25,7 @@ from published import (
     gap,
     interval,
     load,
+    near,
     read_rows,
     run_rows,
     variants,
@@ -239,6 +240,8 @@ def under_other_conditions(tier: str, rows: Sequence[Row]) -> Iterator[str]:
             yield "| " + " | ".join(titles) + " |"
             yield "|" + "---|" * len(titles)
             yield variant_row("the row itself", data, entry)
+            if (beside := near(tier, row)) is not None:
+                yield variant_row(NEAR, *beside[1:])
             yield from (variant_row(*each) for each in found)
             yield ""
 
