@@ -162,7 +162,7 @@ def test_an_arm_whose_report_runs_diverge_is_told(compare, pretend, tmp_path):
         (["--storage", "here"], 2, "--storage is not a URL"),
         (["--storage", "sqlite:///x.db"], 2, "PostgreSQL alone"),
         (["--out", "file"], 2, "file is a file"),
-        (["--out", "file/within"], 1, "Not a directory"),
+        (["--out", "file/within"], 2, "file is a file"),
         (["--out", "foreign"], 2, "holds a results.json but no study.db"),
         (["--out", "other"], 2, "is a database of something else"),
         (["--out", "damaged"], 1, "file is not a database"),

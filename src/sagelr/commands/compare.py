@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sagelr.commands.app import RecipeArgument, SetOption, app, console, overrides_of
+from sagelr.commands.app import RecipeArgument, SetOption, app, check_folder, console, overrides_of
 from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def compare(
         )
     name = checked.name + ("-quick" if quick else "")
     folder = out or Path("runs") / name
+    check_folder(folder)
     page = _Page()
     with page, _Display(f"{checked.name}{' (smoke run)' if quick else ''}") as display:
         display.note(f"{checked.title}. Results and page: {folder}")

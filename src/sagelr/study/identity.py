@@ -32,17 +32,16 @@ EXTENSIONS = "study.max_extensions"
 
 
 def make_folder(out: Path, shared: bool) -> None:
-    """Make the folder of a study, unless something of another kind is in the way.
+    """Make the folder of a study, unless there are results that are not its own.
 
     Args:
         out: the folder.
         shared: whether the study is on a server, not in the folder.
 
     Raises:
-        UsageError: it is a file, or results without their study are in it.
+        UsageError: results without their study are in it.
+        OSError: it cannot be made.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file. Give --out a folder.")
     needed = RESULTS if shared else DATABASE
     if not (out / needed).exists():
         for name in (RESULTS, PAGE):
