@@ -145,8 +145,8 @@ def why(tier: str, row: Row) -> Iterator[str]:
 def sides(tier: str, whole: str) -> dict[str, list[str]]:
     """Controls of a row or variant by where their interval against SageAdamW lies."""
     told: dict[str, list[str]] = {side: [] for side in ("ahead", APART, "behind")}
+    scale = load(tier, whole)["recipe"]["metric"]["scale"]
     for side, name, found in against(tier, whole):
-        scale = load(tier, whole)["recipe"]["metric"]["scale"]
         told[side].append(f"*{name}* {interval(found.mean, found.ci95, scale)}")
     return {side: lines for side, lines in told.items() if lines}
 

@@ -19,7 +19,6 @@ from published import (
     TIERS,
     Row,
     against_sage,
-    contrast,
     controls,
     corrected,
     gap,
@@ -171,9 +170,7 @@ def relative(tier: str, rows: Sequence[Row]) -> Iterator[str]:
     """The third arm, where it is a row's or has a study of its own."""
     for row in rows:
         for name in (row["task"], f"{row['task']}-relative"):
-            data = load(tier, name)
-            entry = contrast(data, "relative", row["base"]) if data else None
-            if data is not None and entry is not None:
+            for _, data, entry in run_rows(tier, [{**row, "task": name, "sage": "relative"}]):
                 yield f"**{row['title']}** (`{name}`)\n"
                 yield from arms_table([(data, entry)])
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sagelr.bases import Base
 from sagelr.state import codes, formats
+from sagelr.state.checkpoint import COUNTS
 
 Decay = Literal["decoupled", "scaled", "l2"]
 DECAYS: tuple[str, ...] = get_args(Decay)
@@ -19,7 +20,6 @@ Rounding = Literal["nearest", "stochastic"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 Over = Literal["tensor", "group"]
 OVERS: tuple[str, ...] = get_args(Over)
-COUNTS = ("step", "sensitivity_step")
 SHAPE = operator.attrgetter("shape")  # in a map it is faster than a comprehension, or size()
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
@@ -119,7 +119,11 @@ class Plan:
         """Names of all state of a parameter, in a fixed order."""
         names = self.state_names()
         scales = tuple(name + formats.SCALE for name in names) if self.coded else ()
-        return (*names, *scales, *(COUNTS if self.sage else COUNTS[:1]))
+        return (*names, *scales, *self.count_names())
+
+    def count_names(self) -> tuple[str, ...]:
+        """Names of the step counts of a parameter."""
+        return COUNTS if self.sage else COUNTS[:1]
 
     def storage(self, name: str) -> formats.Storage:
         """How an average is kept."""
@@ -156,8 +160,8 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
     A model may be converted after its first step (`double()`, `to(memory_format=…)`, another tensor
     put into a parameter), which leaves the optimizer's state as it was; a state may be converted as
     a whole, counts and all; and gradients may be views whose sign torch keeps apart from memory, or
-    zeros that have none. With thousands of tensors this is a part of the step that
-    counts, so that it is made of few passes.
+    zeros that have none. With thousands of tensors this is a part of the step that counts, so that
+    it is made of few passes.
 
     Raises:
         RuntimeError: an average has another shape than its parameter.
@@ -185,7 +189,7 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
             sound = sound and all(map(Tensor.is_contiguous, column))
             sound = sound and _dtypes(column) == {torch.uint8}
             _check_shapes(name, column, blocks, shapes)
-    for name in COUNTS if plan.sage else COUNTS[:1]:
+    for name in plan.count_names():
         sound = sound and _dtypes(state[name]) == {torch.float32}
     if sound:
         return set()
