@@ -361,7 +361,7 @@ def _four(programs, server, recipe, folder, timeless) -> None:
         assert timeless(document) == timeless(want)
         assert (folder / name / "report.html").is_file()
     # Each key was published once: as often as there are runs.
-    assert _published(server, "four") == len(want["runs"])
+    assert len(_published(server, "four")) == len(want["runs"])
     with contextlib.closing(Storage(server_url(server.url()), "four")) as storage:
         for stage in ("tune", "report"):
             done = Counter(
@@ -376,24 +376,33 @@ def _killed_in_a_run(programs, server) -> tuple[str | None, str | None]:
     """Kill a program in the middle of a run: its name, and the run's key."""
     for _ in range(600):
         time.sleep(0.2)
-        if _published(server, "four") < 2:
+        if len(_published(server, "four")) < 2:
             continue
         for name, program in programs.items():
             program.send_signal(signal.SIGSTOP)  # it cannot end its run while one looks
             for key, process in _running(server, "four").items():
-                if process == program.pid:
+                if process == program.pid and _stays_unpublished(server, key):
                     program.kill()
                     return name, key
             program.send_signal(signal.SIGCONT)
     return None, None
 
 
-def _published(server, study: str) -> int:
+def _stays_unpublished(server, key: str) -> bool:
+    """Whether a run of a stopped program has no result, not even one that is on its way.
+
+    Between publishing a result and closing its trial a program has a trial that runs and is done.
+    """
+    time.sleep(0.5)
+    return key not in _published(server, "four")
+
+
+def _published(server, study: str) -> list[str]:
     with _connected(server) as connection:
         if not sa.inspect(connection).has_table(RECORDS.name):
-            return 0
+            return []
         query = sa.select(RECORDS.c.name).where(RECORDS.c.study == study)
-        return sum("/" in name for name in connection.scalars(query))
+        return [name for name in connection.scalars(query) if "/" in name]
 
 
 def _running(server, study: str) -> dict[str, int]:
