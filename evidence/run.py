@@ -113,10 +113,17 @@ def arms_of(recipe: str) -> dict[str, Any]:
 
 
 def data_of(row: dict[str, Any]) -> dict[str, str]:
-    """Where the data of a row lie, if a folder of data is named."""
-    folder = os.environ.get("SAGELR_DATA")
-    if "data" not in row or not folder:
+    """Where the data of a row lie whose images no hub has."""
+    if "data" not in row:
         return {}
+    folder = os.environ.get("SAGELR_DATA")
+    if not folder:
+        print(
+            f"The row {row['task']} is about {row['data']} in a folder of data, and no hub has the "
+            "same images. Name the folder: SAGELR_DATA=DIR (CONTRIBUTING.md says what it holds).",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     return {"task.data": str(Path(folder) / row["data"]), "task.title": "CIFAR-10 (JPEG)"}
 
 

@@ -5,8 +5,8 @@
 
 ZeRO 1 and 2 give the optimizer flat pieces of each parameter group. Names and dimensions are gone
 there, so that groups are made before; and DeepSpeed has to be told that it does not know the
-optimizer: "zero_allow_untested_optimizer". The state format must be "float32", "compact" or
-"bfloat16"; 8-bit codes need the rows of a matrix.
+optimizer: "zero_allow_untested_optimizer". Of the state formats take "float32", "compact" or
+"bfloat16": 8-bit codes need the rows of a matrix, and flat pieces keep fp32 in their place.
 """
 
 import os

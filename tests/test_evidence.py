@@ -84,6 +84,18 @@ def test_rows_are_recipes_that_load(report: Any) -> None:
             assert found.study.report_seeds >= 5
 
 
+def test_images_of_others_do_not_take_the_place_of_ours(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SAGELR_DATA", raising=False)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: pytest.fail("it began"))
+    monkeypatch.setattr("sys.argv", ["run.py", "cifar10-adamw"])
+    with pytest.raises(SystemExit) as stopped:
+        run.main()
+    assert stopped.value.code == 2
+    assert "SAGELR_DATA=DIR" in capsys.readouterr().err
+
+
 def test_what_is_published_can_be_repeated(
     report: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -257,7 +257,8 @@ class Viewer:
         if "exp_avg_sensitivity" not in state:
             return torch.zeros_like(like)
         held = {name: self._plain(each) for name, each in state.items() if "sensitivity" in name}
-        return self._take(formats.read(held, "exp_avg_sensitivity", compute_dtype(param.dtype)))
+        wide = compute_dtype(param.dtype)
+        return formats.read_every(held, "exp_avg_sensitivity", self.stride, wide).detach()
 
     def _take(self, tensor: Tensor) -> Tensor:
         return self._plain(tensor).detach().reshape(-1)[:: self.stride]

@@ -622,6 +622,41 @@ def test_amsgrad_is_refused_before_anything_changes(stepped, draw):
     torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
 
 
+def test_a_state_of_torchs_adam_decays_on_as_adam_does(engine, draw):
+    theirs = params_of(draw)
+    base = torch.optim.Adam(theirs, lr=0.05, weight_decay=0.3)
+    train([base], [theirs], draw, steps=3)
+    ours = copies(theirs)
+    optimizer = SageAdamW(ours, sage=False, **engine.options)
+    optimizer.load_state_dict(through_a_file(base.state_dict()))
+    assert optimizer.param_groups[0]["decay"] == "l2"
+    train([base, optimizer], [theirs, ours], draw, steps=5)
+    assert_equal(theirs, ours, 1e-12)
+
+
+@pytest.mark.parametrize("saved", ["Adam-without-decay", "AdamW"])
+def test_decay_stays_as_the_optimizer_was_made(saved, draw):
+    theirs = params_of(draw)
+    cls, decay = {
+        "Adam-without-decay": (torch.optim.Adam, 0.0),
+        "AdamW": (torch.optim.AdamW, 0.3),
+    }[saved]
+    base = cls(theirs, weight_decay=decay)
+    train([base], [theirs], draw, steps=1)
+    for kept in ("decoupled", "scaled"):
+        optimizer = SageAdamW(copies(theirs), decay=kept)
+        optimizer.load_state_dict(base.state_dict())
+        assert optimizer.param_groups[0]["decay"] == kept
+
+
+def test_a_state_of_radam_is_refused(draw):
+    theirs = params_of(draw)
+    base = torch.optim.RAdam(theirs, lr=0.05)
+    train([base], [theirs], draw, steps=1)
+    with pytest.raises(ValueError, match=r"RAdam.*SageAdamW or torch's AdamW"):
+        SageAdamW(copies(theirs)).load_state_dict(base.state_dict())
+
+
 def test_options_that_a_file_lacks_keep_each_groups_values(cls, draw):
     def groups(params: list[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
         return [{"params": params[:1]}, {"params": params[1:], **options}]

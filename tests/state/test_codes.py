@@ -45,6 +45,19 @@ def test_every_code_stands_for_a_value_that_has_this_code(name):
             assert torch.equal(values.flatten()[128:], -known)
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sensitivity"])
+@pytest.mark.parametrize("shape", [(5, 70), (3, 4, 9), (64, 64)])
+@pytest.mark.parametrize("stride", [1, 7, 64, 1000])
+def test_every_nth_is_of_the_whole(name, shape, stride, draw):
+    values = values_for(name, draw, *shape)
+    signed = name in formats.SIGNED
+    scale = codes.scales(values)
+    coded = codes.encode(values, scale, None, name, signed=signed)
+    for held in (coded, coded.mT.contiguous().mT):  # memory as it comes
+        some = codes.decode_every(held, scale, stride, signed=signed)
+        assert torch.equal(some, codes.decode(coded, scale, signed=signed).reshape(-1)[::stride])
+
+
 def test_a_scale_is_a_power_of_two_above_its_block(draw):
     values = draw(50, 100, dtype=torch.float32) * 10 ** draw(50, 100, dtype=torch.float32)
     scale = codes.scales(values)

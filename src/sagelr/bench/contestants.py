@@ -143,7 +143,7 @@ def _ours(device: str) -> list[Contestant]:
     fused = "triton" if device == "cuda" else "fused"
     missing = None
     if device == "cpu" and not cpu.compiler():
-        missing = "there is no C++ compiler (g++ or clang++; or set CXX)"
+        missing = "there is no C++ compiler (g++, clang++ or what CXX names)"
     sizes = dict(zip(STATE_FORMATS, (12.0, 8.0, 6.0, 3.2), strict=True))
     found = []
     for name, state in sizes.items():

@@ -202,7 +202,7 @@ def _kind(plan: Plan, dtype: torch.dtype) -> tuple[tuple[str, int], ...]:
 
 # -- building --------------------------------------------------------------------------------------
 
-NO_COMPILER = "there is no C++ compiler for it (under Linux g++ or clang++; or set CXX)"
+NO_COMPILER = "there is no C++ compiler for it (it is for Linux: g++, clang++ or what CXX names)"
 
 
 @functools.cache

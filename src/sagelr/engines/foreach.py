@@ -1,7 +1,7 @@
 """The same step on lists of tensors: a few kernel launches for a whole group.
 
-Costs about three copies of the parameters in passing. The default on accelerators where no fused
-engine can run.
+Costs about six copies of the parameters in passing, in the dtype it computes in. The default on
+accelerators where no fused engine can run.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ def sage_adamw(
     """AdamW with SAGE; the same steps as `sagelr.SageAdamW`.
 
     Args:
-        learning_rate: η, a number or an optax schedule. SAGE often wants 2 to 5 times AdamW's.
+        learning_rate: η, a number or an optax schedule. Tune it, from AdamW's best upwards; the
+            authors tell to try 2 to 5 times that.
         b1: memory of the first moment, in [0, 1).
         b2: memory of the second moment, in [0, 1).
         eps: added to the root of the second moment.

@@ -8,9 +8,10 @@
     load_released(optimizer, "checkpoint/model_2.pt")
 
 What remains different: ε stands in the numerator of the multiplier too; usadamw's eps enters the
-corrected root of the second moment; weights decay before the step and by the scheduled lr, where
-usadamw decays them after it and by the unscheduled one. And what is not part of the optimizer here:
-theirs clips each tensor's gradient by itself to `max_grad_norm`, whatever was clipped before.
+corrected root of the second moment; usadamax's eps is added to u once, not twice; weights decay
+before the step and by the scheduled lr, where usadamw decays them after it and by the unscheduled
+one. And what is not part of the optimizer here: theirs clips each tensor's gradient by itself to
+`max_grad_norm`, whatever was clipped before.
 
 Facts about the script: its repository as of 2022, github.com/cliang1453/SAGE.
 """

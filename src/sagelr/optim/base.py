@@ -190,7 +190,8 @@ class SageOptimizer(Optimizer):
         with another `state_format`. Options that the saved groups lack keep the values they have;
         how a step is executed (foreach, fused, capturable, differentiable, state_format) stays as
         the optimizer was made. A state of torch's own optimizer goes on where it stopped, with the
-        smoothed sensitivity starting afresh.
+        smoothed sensitivity starting afresh; from torch's Adam with weight decay that is
+        `decay="l2"`.
 
         Args:
             state_dict: from `state_dict()`.

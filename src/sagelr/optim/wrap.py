@@ -67,7 +67,9 @@ class Sage(Optimizer):
         sage_eps: ε > 0 of the multiplier, in units of the loss.
         sage_bias_correction: correct Ī for its start from zero.
         decay: "decoupled" leaves the base's decay (1 − lr·λ)·θ outside the multiplier, "inside"
-            scales it with everything else; None takes what is known of the base.
+            scales it with everything else. None takes "decoupled" for AdamW, Lion, Muon, Adafactor
+            and others known to decay so, and for groups that say so (`decoupled_weight_decay` and
+            the like), else "inside": name it for any other base that decays by itself.
 
     Raises:
         TypeError: `base` is not an optimizer, or cannot be wrapped rightly: LBFGS, SAM,

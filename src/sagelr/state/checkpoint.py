@@ -110,6 +110,14 @@ def _refuse_foreign(
     optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
 ) -> None:
     """Refuse what would go on from a step count with averages that are not there."""
+    for group in incoming["param_groups"]:
+        # torch's RAdam, which keeps what AdamW keeps and takes other steps with it.
+        if "decoupled_weight_decay" in group and "amsgrad" not in group:
+            raise ValueError(
+                f"This state is that of torch's RAdam, whose steps {type(optimizer).__name__} does "
+                f"not take. Give a state of {AVERAGES[averages[-1]]}, or start afresh from the "
+                "model's weights."
+            )
     for entry in incoming["state"].values():
         held = {name for name, value in entry.items() if value is not None}
         others = held.difference(averages) & {*AVERAGES, *OTHERS, "exp_avg"}
@@ -200,6 +208,9 @@ def _with_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> dict[str
             for key in optimizer.defaults:
                 if key in own and (key in EXECUTION or key not in group):
                     group[key] = own[key]
+            adam = saved.get("decoupled_weight_decay") is False and saved.get("weight_decay")
+            if adam and "decay" not in saved and group.get("decay") == "decoupled":
+                group["decay"] = "l2"  # as torch's Adam decays
             groups.append(group)
     else:  # torch says what is wrong
         groups = incoming["param_groups"]

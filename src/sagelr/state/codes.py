@@ -88,10 +88,23 @@ def encode(
 
 def decode(codes: Tensor, scale: Tensor, *, signed: bool) -> Tensor:
     """The values that codes stand for, as fp32."""
+    return _values(codes, _spread(scale, codes.shape), signed)
+
+
+def decode_every(codes: Tensor, scale: Tensor, stride: int, *, signed: bool) -> Tensor:
+    """Of the flattened values every stride-th, at the cost of these alone."""
+    width = codes.shape[1:].numel()
+    at = torch.arange(0, codes.numel(), stride, device=codes.device)
+    some = scale[at // width, at % width // BLOCK]
+    return _values(codes.reshape(-1)[::stride], some, signed)
+
+
+def _values(codes: Tensor, scale: Tensor, signed: bool) -> Tensor:
+    """Of codes, each with its scale."""
     code = codes.to(torch.int32)
     level = code & 0x7F if signed else code
     size = ((level + _lowest(signed)) << DROPPED).view(torch.float32)
-    values = (size - _shift(signed, codes.device)) * _spread(_power(scale), codes.shape)
+    values = (size - _shift(signed, codes.device)) * _power(scale)
     if signed:
         return torch.where(code > 127, -values, values)
     return torch.where(code > 0, values, torch.zeros_like(values))

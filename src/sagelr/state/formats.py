@@ -97,6 +97,15 @@ def read(state: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
     return stored.to(dtype)
 
 
+def read_every(state: Mapping[str, Tensor], name: str, stride: int, dtype: torch.dtype) -> Tensor:
+    """Every stride-th element of an average, flattened; only these are widened."""
+    stored = state[name]
+    if stored.dtype == torch.uint8:
+        scale = state[name + SCALE]
+        return codes.decode_every(stored, scale, stride, signed=name in SIGNED).to(dtype)
+    return stored.reshape(-1)[::stride].to(dtype)
+
+
 def write(
     state: Mapping[str, Tensor], name: str, value: Tensor, how: Storage, chance: Chance | None
 ) -> None:
