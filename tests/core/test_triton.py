@@ -123,6 +123,25 @@ FORMATS = [
 
 
 @interpreted
+@pytest.mark.parametrize("size", [1e14, 1e18])
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SageAdamW, {}),
+        (SageAdamW, {"sage_eps": 1e-16}),
+        (SageAdamax, {}),
+        (SageSGD, {"momentum": 0.9, "lr": 1e-20}),
+    ],
+)
+def test_one_large_gradient_is_survived(cls, options, size):
+    plan, params = plan_of(cls, **options), [torch.ones(16)]
+    state = some_state(plan, params)
+    found = both(plan, params, [torch.full((16,), size)], state, [Place(0)])
+    for name, ours, theirs in found:
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0, msg=name)
+
+
+@interpreted
 @pytest.mark.parametrize(("cls", "options", "dtype"), FORMATS)
 @pytest.mark.parametrize("shape", [(40, 160), (100, 45), (600, 7)], ids=["whole", "cut", "short"])
 def test_formats_round_by_the_bits_of_the_definition(cls, options, dtype, shape, draw):

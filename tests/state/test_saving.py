@@ -279,6 +279,110 @@ def test_a_parameter_of_another_shape_than_its_state_is_an_error(shape, draw):
         optimizer.step()
 
 
+def test_a_gradient_of_another_shape_is_an_error(engine, draw):
+    """An embedding resized between backward and the first step."""
+    param = nn.Parameter(draw(3, 2).float())
+    optimizer = SageSGD([param], sage=False, lr=0.1, **engine)  # keeps no average
+    param.grad = torch.ones(3, 2)
+    param.data = torch.ones(64, 2)
+    with pytest.raises(RuntimeError, match=r"gradient of shape \(3, 2\)|must match the size"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(64, 2))
+
+
+@pytest.mark.parametrize("held", ["exp_avg_sq", "exp_avg_sensitivity"])
+def test_state_on_another_device_is_an_error(held, draw):
+    param = nn.Parameter(draw(3, 2).float())
+    optimizer = SageAdamW([param])
+    param.grad = torch.ones(3, 2)
+    optimizer.step()
+    optimizer.state[param][held] = optimizer.state[param][held].to("meta")
+    with pytest.raises(RuntimeError, match=rf"on cpu has {held} on meta.*moved after"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("saved_as", "wanted"), [("8bit", "float32"), ("float32", "8bit")])
+def test_a_state_is_converted_while_sage_is_off(saved_as, wanted, engine, draw):
+    values = draw(128, 64)
+    first, second = nn.Parameter(values.clone()), nn.Parameter(values.clone())
+    optimizer = SageAdamW([first], state_format=saved_as, **engine)
+    for _ in range(3):
+        first.grad = draw(128, 64)
+        optimizer.step()
+    optimizer.param_groups[0]["sage"] = False
+    other = SageAdamW([second], state_format=wanted, **engine)
+    other.load_state_dict(optimizer.state_dict())
+    kept = [
+        formats.read(each.state[param], "exp_avg_sensitivity", torch.float32)
+        for each, param in ((optimizer, first), (other, second))
+    ]
+    torch.testing.assert_close(*kept, rtol=0.07, atol=0)
+    other.param_groups[0]["sage"] = True
+    second.grad = draw(128, 64)
+    other.step()
+    assert other.state[second]["exp_avg_sensitivity"].dtype == (
+        torch.uint8 if wanted == "8bit" else torch.float32
+    )
+
+
+class _OwnAdamW(torch.optim.AdamW):
+    """As a user may derive it."""
+
+
+@pytest.mark.parametrize("base", [torch.optim.AdamW, _OwnAdamW])
+@pytest.mark.parametrize("shape", [(3, 2), ()])
+def test_a_wrapped_state_goes_into_a_narrower_model(base, shape, draw):
+    """As torch's own does: its averages take the parameter's dtype, and Ī keeps its own."""
+    wide = nn.Parameter(draw(*shape).float())
+    narrow = nn.Parameter(wide.detach().bfloat16())
+    optimizer, other = Sage(base([wide])), Sage(base([narrow]))
+    for each, param in ((optimizer, wide), (other, narrow)):
+        if each is other:
+            other.load_state_dict(optimizer.state_dict())
+        param.grad = torch.ones_like(param)
+        each.step()
+    state = other.state[narrow]
+    assert state["exp_avg"].dtype == torch.bfloat16
+    assert state["exp_avg_sensitivity"].dtype == torch.float32
+
+
+class _Nested(torch.optim.Optimizer):
+    """Keeps its state in a list and a dict."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            self.state[param].setdefault("factors", [torch.full((2, 2), 1.0001)])
+            self.state[param].setdefault("by_name", {"a": torch.full((2,), 1.0001)})
+
+
+def test_nested_state_of_a_wrapped_base_stays_as_it_was(draw):
+    wide = nn.Parameter(draw(2, 2))
+    narrow = nn.Parameter(wide.detach().bfloat16())
+    optimizer, other = Sage(_Nested([wide])), Sage(_Nested([narrow]))
+    wide.grad = torch.ones_like(wide)
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    saved, state = optimizer.state[wide], other.state[narrow]
+    for mine, theirs in (
+        (state["factors"][0], saved["factors"][0]),
+        (state["by_name"]["a"], saved["by_name"]["a"]),
+    ):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("options", [{"relative": 0.5}, {"lr_scale": 3.0}])
+def test_options_that_a_wrapped_base_has_not_are_refused(options, draw):
+    param = nn.Parameter(draw(4, 3).float())
+    saved = SageAdamW([param], **options).state_dict()
+    with pytest.raises(ValueError, match=rf"saved with {next(iter(options))}="):
+        Sage(torch.optim.AdamW([param])).load_state_dict(saved)
+
+
 def test_a_state_converted_with_its_model_goes_on(draw):
     """Counts too: in float64 they are not what a kernel reads."""
     found = []

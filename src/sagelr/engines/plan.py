@@ -21,6 +21,7 @@ ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 Over = Literal["tensor", "group"]
 OVERS: tuple[str, ...] = get_args(Over)
 SHAPE = operator.attrgetter("shape")  # in a map it is faster than a comprehension, or size()
+IS_CPU = operator.attrgetter("is_cpu")
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
 # the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
@@ -164,11 +165,20 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
     it is made of few passes.
 
     Raises:
-        RuntimeError: an average has another shape than its parameter.
+        RuntimeError: an average or a gradient has another shape than its parameter, or lies on
+            another device.
     """
     # Column by column, so that what is looked at several times is still at hand.
     sound = all(map(Tensor.is_contiguous, params))
     shapes, sizes = list(map(SHAPE, params)), list(map(Tensor.numel, params))
+    device = params[0].device
+    if list(map(SHAPE, grads)) != shapes:
+        at = next(i for i, grad in enumerate(grads) if grad.shape != shapes[i])
+        raise RuntimeError(
+            f"A parameter of shape {tuple(shapes[at])} has a gradient of shape "
+            f"{tuple(grads[at].shape)}: it was replaced between backward and step. Zero the "
+            "gradients, and call backward again."
+        )
     sound = (
         sound
         and all(map(Tensor.is_contiguous, grads))
@@ -179,6 +189,7 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
     for place, name in enumerate(plan.state_names()):
         column, kind = state[name], plan.storage(name).dtype or dtype
         sound = sound and all(map(Tensor.is_contiguous, column)) and _dtypes(column) == {kind}
+        _check_device(name, column, device)
         # All averages of a parameter were made, or loaded and checked, together.
         if place == 0 or list(map(Tensor.numel, column)) != sizes:
             _check_shapes(name, column, shapes, shapes)
@@ -188,9 +199,11 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
             column = state[name]
             sound = sound and all(map(Tensor.is_contiguous, column))
             sound = sound and _dtypes(column) == {torch.uint8}
+            _check_device(name, column, device)
             _check_shapes(name, column, blocks, shapes)
     for name in plan.count_names():
         sound = sound and _dtypes(state[name]) == {torch.float32}
+        sound = sound and (plan.capturable or all(map(IS_CPU, state[name])))
     if sound:
         return set()
     if len(params) == 1:
@@ -211,10 +224,25 @@ def _dtypes(column: Sequence[Tensor]) -> set[torch.dtype]:
     return {each.dtype for each in column}
 
 
+def _check_device(name: str, column: Sequence[Tensor], device: torch.device) -> None:
+    """Refuse state that lies elsewhere than its parameter: there is no walking it from here."""
+    if device.type == "cpu":
+        here = all(map(IS_CPU, column))
+    else:
+        here = {*map(Tensor.get_device, column)} == {device.index}
+    if not here:
+        other = next(each.device for each in column if each.device != device)
+        raise RuntimeError(
+            f"A parameter on {device} has {name} on {other}: the model was moved after the "
+            "optimizer had taken steps, or had loaded its state. Move it before, or load the "
+            "optimizer's state_dict() into it again: that puts state where parameters are."
+        )
+
+
 def _check_shapes(
     name: str, column: Sequence[Tensor], wanted: list[torch.Size], shapes: list[torch.Size]
 ) -> None:
-    """Refuse state of another shape than that of its parameter, or its blocks."""
+    """Refuse what is of another shape than its parameter, or its blocks."""
     here = list(map(SHAPE, column))
     if here != wanted:
         i = next(i for i, each in enumerate(here) if each != wanted[i])

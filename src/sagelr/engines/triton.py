@@ -131,7 +131,8 @@ def _apart(
     """
     apart = unlike(plan, params, grads, state)
     where = params[0].device if plan.capturable else torch.device("cpu")
-    apart |= {i for i, count in enumerate(state["step"]) if count.device != where}
+    for name in plan.count_names():
+        apart |= {i for i, count in enumerate(state[name]) if count.device != where}
     return sorted(apart)
 
 
@@ -263,8 +264,12 @@ def _numbers(plan: Plan, step: int, sensitivity_step: int) -> dict[str, float]:
     correction1, log_beta1 = _correction(beta1, step, corrects)
     correction2, log_beta2 = _correction(beta2, step, corrects)
     correction0, log_beta0 = _correction(plan.beta0, sensitivity_step, plan.sage_bias_correction)
-    # A power of two, so that it changes no digit.
-    sharpen = 2.0 ** min(60, max(0, -math.floor(math.log2(plan.sage_eps))))
+    # One division serves for r and d. Its divisor, at least ε times what d is divided by, must not
+    # come near the smallest float: where ε and eps are that small, I, Ī and ε are all scaled up, by
+    # a power of two, so that it changes no digit. Nor further than that: large gradients would
+    # overflow.
+    least = plan.sage_eps * (1.0 if isinstance(base, bases.SGD) else max(eps, 1e-22))
+    sharpen = 2.0 ** min(60, max(0, math.ceil(-100 - math.log2(least))))
     return {
         "sign": -1.0 if plan.maximize else 1.0,
         "weight_decay": plan.weight_decay,

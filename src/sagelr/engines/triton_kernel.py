@@ -366,11 +366,11 @@ def take_step(
         )  # fmt: skip
         if DECAY == SCALED:
             top += weight_decay * theta * bottom
-        direction = above * top / (below * bottom) if SAGE else top / bottom
+        direction = top * (above / (below * bottom)) if SAGE else top / bottom
     else:
         if DECAY == SCALED:
             top += weight_decay * theta
-        direction = above * top / below if SAGE else top
+        direction = top * (above / below) if SAGE else top
     if DECAY == DECOUPLED:
         theta *= 1 - lr * weight_decay
     theta -= lr * direction

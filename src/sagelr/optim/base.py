@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -211,7 +212,8 @@ class SageOptimizer(Optimizer):
     def _convert(self, plan: Plan, param: Tensor) -> None:
         """Bring averages of another format to this optimizer's."""
         state = self.state[param]
-        plan = plan.with_codes(formats.is_coded(plan.state_format, param))
+        # Ī too where SAGE is off for now.
+        plan = replace(plan, sage=True).with_codes(formats.is_coded(plan.state_format, param))
         wide = compute_dtype(param.dtype)
         for name in plan.state_names():
             how = plan.storage(name)

@@ -58,7 +58,8 @@ class Sage(Optimizer):
     Groups and state are the base's own, so schedulers, checkpoints and the rest see one optimizer.
     With torch.optim.AdamW as base it equals `SageAdamW`, at a cost: while stepping it holds a copy
     of the weights under SAGE, their new Ī and their multipliers. Use the three classes where they
-    serve.
+    serve. Hooks that change gradients belong on this optimizer: the base's own run after SAGE has
+    looked at them.
 
     Args:
         base: the optimizer to wrap, made as usual. Set `sage` to False in one of its groups to
@@ -183,9 +184,24 @@ class Sage(Optimizer):
         stays as it was saved.
 
         Raises:
-            ValueError: the groups do not match, or the state is in 8-bit codes of this package.
+            ValueError: the groups do not match, the state is in 8-bit codes of this package, or was
+                saved with `relative` or `lr_scale`, which a wrapped base does not have.
         """
-        casts = type(self.base).__module__.startswith("torch.optim")
+        for group in state_dict["param_groups"]:
+            for option, key, off in (
+                ("relative", "relative", None),
+                ("lr_scale", "sage_lr_scale", 1),
+            ):
+                if group.get(key, off) != off:
+                    raise ValueError(
+                        f"This state was saved with {option}={group[key]}, which Sage does not "
+                        "have. Load it into the optimizer that saved it, or start afresh from the "
+                        "model's weights."
+                    )
+        casts = any(
+            kind is not Optimizer and kind.__module__.startswith("torch.optim")
+            for kind in type(self.base).__mro__
+        )
         checkpoint.load(
             self,
             state_dict,

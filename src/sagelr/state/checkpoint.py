@@ -110,14 +110,6 @@ def _refuse_foreign(
     optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
 ) -> None:
     """Refuse what would go on from a step count with averages that are not there."""
-    for group in incoming["param_groups"]:
-        # torch's RAdam, which keeps what AdamW keeps and takes other steps with it.
-        if "decoupled_weight_decay" in group and "amsgrad" not in group:
-            raise ValueError(
-                f"This state is that of torch's RAdam, whose steps {type(optimizer).__name__} does "
-                f"not take. Give a state of {AVERAGES[averages[-1]]}, or start afresh from the "
-                "model's weights."
-            )
     for entry in incoming["state"].values():
         held = {name for name, value in entry.items() if value is not None}
         others = held.difference(averages) & {*AVERAGES, *OTHERS, "exp_avg"}
@@ -134,6 +126,14 @@ def _refuse_foreign(
             raise ValueError(
                 f"This state {what}: it is not that of {name}, nor of the optimizer {name} is "
                 f"built on. Give a state of {own},{other} or start afresh from the model's weights."
+            )
+    for group in incoming["param_groups"]:
+        # torch's RAdam, which keeps what AdamW keeps and takes other steps with it.
+        if "decoupled_weight_decay" in group and "amsgrad" not in group:
+            raise ValueError(
+                f"This state is that of torch's RAdam, whose steps {type(optimizer).__name__} does "
+                f"not take. Give a state of {AVERAGES[averages[-1]]}, or start afresh from the "
+                "model's weights."
             )
 
 
@@ -235,8 +235,22 @@ def _restore(
                 elif name in counts:
                     state[name] = count(value, param, bool(group.get("capturable")))
                 elif isinstance(value, Tensor) and name not in COUNTS:
-                    casts = kept is not None and name not in kept and value.ndim > 0
+                    casts = kept is not None and name not in kept
+                    casts = casts and (value.ndim > 0 or param.ndim == 0)
                     state[name] = _placed(name, state[name] if casts else value, param)
+                elif kept is None:
+                    state[name] = _nested(value, param)
+
+
+def _nested(value: Any, param: Tensor) -> Any:
+    """Tensors in lists and dicts, as Shampoo keeps them, each in its own dtype."""
+    if isinstance(value, Tensor):
+        return _placed("", value, param)
+    if isinstance(value, dict):
+        return {key: _nested(each, param) for key, each in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_nested(each, param) for each in value)
+    return value
 
 
 def _placed(name: str, value: Tensor, param: Tensor) -> Tensor:
