@@ -520,6 +520,20 @@ def test_other_data_are_refused(recipe, pretend, tmp_path, monkeypatch):
         pretend(recipe({"study.report_seeds": 4}), tmp_path / "out")
 
 
+def test_another_pretrained_model_is_refused(recipe, pretend, tmp_path, monkeypatch):
+    """Whatever its folder is called; studies of earlier versions did not say."""
+    pretend(recipe(), tmp_path / "earlier")
+    monkeypatch.setitem(pretend.data, "model", "a" * 64)
+    pretend(recipe({"study.report_seeds": 4}), tmp_path / "earlier")
+    pretend(recipe(), tmp_path / "out")
+    pretend(recipe({"study.report_seeds": 4}), tmp_path / "out")
+    monkeypatch.setitem(pretend.data, "model", "b" * 64)
+    with pytest.raises(SagelrError, match=r"model is not that.*commit bbbbbbbbbbbb… here, aaaaaa"):
+        pretend(recipe({"study.report_seeds": 5}), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"--reuse .*out: its runs start from another pretrained"):
+        pretend(recipe(), tmp_path / "more", reuse=tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["results.json", "report.html"])
 def test_results_without_their_study_are_not_overwritten(recipe, pretend, tmp_path, name):
     (tmp_path / name).write_text("precious")

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from transformers import EvalPrediction
 
+from sagelr.audit.subjects import find, load
 from sagelr.errors import UsageError
 from sagelr.tasks import family
 from sagelr.tasks.images import ImageClassification, ImageModelOptions, ImageOptions
@@ -386,16 +387,36 @@ def test_what_is_saved_loads(digit_images: Path, tmp_path: Path) -> None:
 
 
 def test_the_saved_processor_does_what_collate_does(digit_images: Path, tmp_path: Path) -> None:
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     task = make(digit_images)
     task.save(tmp_path)
-    processor = ViTImageProcessorPil.from_pretrained(tmp_path)
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
     first = sorted((digit_images / "test").rglob("*.png"))[0]
     found = processor(Image.open(first).convert("RGB"), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, task.collate([task.test[0]])["pixel_values"])
     kept = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert kept["size"] == {"height": 16, "width": 16}
+    assert kept["size"] == {"shortest_edge": 16}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_the_saved_processor_takes_the_middle_of_any_image(mode: str, tmp_path: Path) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    smooth = np.linspace(0, 255, 48)[:, None] * np.ones((1, 96))
+    smooth[:, :24] = smooth[:, 72:] = 255  # beside the middle
+    for split in ("train", "test"):
+        for number in range(12):
+            path = tmp_path / "data" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((smooth * (number + 1) / 12).astype("uint8")).convert(mode).save(path)
+    task = make(tmp_path / "data", size=16, side=16)
+    task.save(tmp_path)
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    first = sorted((tmp_path / "data" / "test").rglob("*.png"))[0]
+    found = processor(Image.open(first), return_tensors="pt")["pixel_values"]
+    wanted = task.collate([task.test[0]])["pixel_values"]
+    torch.testing.assert_close(found[..., 2:-2], wanted[..., 2:-2], atol=0.03, rtol=0)
 
 
 def test_a_checkpoints_own_colours(digit_images: Path, tiny_vit: Path, tmp_path: Path) -> None:
@@ -587,3 +608,62 @@ def test_the_real_tar(shared_data: Path) -> None:
     assert len(rows) == 20
     first = decoded.open_image(next(source.encoded()), source.entries[0])
     assert first.size == (32, 32)
+
+
+def own_vit(folder: Path, tiny_vit: Path, names: list[str]) -> Path:
+    from transformers import ViTForImageClassification
+
+    model = ViTForImageClassification.from_pretrained(tiny_vit)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: place for place, name in enumerate(names)}
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_head_of_the_same_classes_keeps_them_apart(
+    digit_images: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    from transformers import ViTForImageClassification
+
+    folder = own_vit(tmp_path / "own", tiny_vit, ["zero", "one", "two"])
+    task = make(digit_images, folder)
+    own, model = ViTForImageClassification.from_pretrained(folder).eval(), task.model(0).eval()
+    assert list(model.config.id2label.values()) == ["one", "two", "zero"]
+    pixels = task.collate([task.test[row] for row in range(8)])["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels).logits, own(pixels).logits[:, [1, 2, 0]])
+
+
+def test_an_audited_model_keeps_its_order_of_classes(
+    digit_images: Path, tiny_vit: Path, tmp_path: Path
+) -> None:
+    folder = own_vit(tmp_path / "own", tiny_vit, ["zero", "one", "two"])
+    task = make(digit_images, folder)
+    before = task.test.labels.clone()
+    subject = find(str(folder), "image-classification", {"task.data": str(digit_images)})
+    for _ in range(2):
+        model, notice = load(subject, task)
+        assert notice == ""
+        assert list(model.config.id2label.values()) == ["zero", "one", "two"]
+        names = [model.config.id2label[int(label)] for label in task.test.labels]
+        assert names == [["one", "two", "zero"][int(label)] for label in before]
+    other = own_vit(tmp_path / "other", tiny_vit, ["un", "deux", "trois"])
+    with pytest.raises(UsageError, match="un, deux, trois apart, and the data one, two, zero"):
+        load(find(str(other), "image-classification", {"task.data": str(digit_images)}), task)
+
+
+def test_folders_that_are_links_and_such_without_images(digit_images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "linked"
+    for name in ("zero", "one"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(digit_images / "train" / name, target_is_directory=True)
+    (folder / "round").symlink_to(folder, target_is_directory=True)
+    (folder / "two").mkdir()
+    for path in (digit_images / "train" / "two").iterdir():
+        Image.open(path).save(folder / "two" / f"{path.stem}.tif")
+    (folder / "raw").mkdir()
+    (folder / "raw" / "1.heic").write_bytes(b"")
+    source = sources.Folder(folder)
+    assert source.classes == ["one", "two", "zero"]
+    assert len(source.entries) == len(list((digit_images / "train").rglob("*.png")))
+    assert any("without an image: raw. Endings" in line for line in source.left_out)

@@ -1,5 +1,6 @@
 """Text classification: tokens, models, scores, predictions; it learns what can be learnt."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from transformers import (
 )
 
 from sagelr.audit import scoring
+from sagelr.audit.subjects import find, load
 from sagelr.errors import UsageError
-from sagelr.tasks import family
+from sagelr.tasks import family, hub
 from sagelr.tasks.language import vocabulary
 from sagelr.tasks.text import MINILM, TextClassification, TextModelOptions, TextOptions
 from sagelr.training import evaluation
@@ -296,6 +298,192 @@ def test_what_is_saved_loads(reviews_csv: Path, tmp_path: Path) -> None:
     # And is trained further by its folder's name.
     assert same(list(make(reviews_csv, tmp_path / "saved").model(9).state_dict().values()),
                 list(model.state_dict().values()))  # fmt: skip
+
+
+def classifier(task: TextClassification, folder: Path, names: list[str]) -> Path:
+    """A trained model as its owner may keep it: its classes in an order of their own."""
+    model = task.model(0)
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.randn(model.classifier.weight.shape))
+        model.classifier.bias.copy_(torch.arange(len(names)))
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: place for place, name in enumerate(names)}
+    model.save_pretrained(folder)
+    task.save(folder)
+    return folder
+
+
+def logits_by_name(model: Any, task: TextClassification) -> dict[str, torch.Tensor]:
+    batch = task.collate([task.test[row] for row in range(4)])
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    return {name.lower(): logits[:, place] for place, name in model.config.id2label.items()}
+
+
+@pytest.mark.parametrize("names", [["positive", "negative"], ["Positive", "NEGATIVE"]])
+def test_a_head_of_the_same_classes_keeps_them_apart(
+    names: list[str], reviews_csv: Path, tmp_path: Path
+) -> None:
+    folder = classifier(make(reviews_csv), tmp_path / "own", names)
+    own = AutoModelForSequenceClassification.from_pretrained(folder)
+    task = make(reviews_csv, folder)
+    model = task.model(0)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    wanted = logits_by_name(own, task)
+    for name, logits in logits_by_name(model, task).items():
+        torch.testing.assert_close(logits, wanted[name])
+    assert not any(str(folder) in line for line in task.notices())
+
+
+def test_a_head_of_other_classes_is_drawn_anew(reviews_csv: Path, tmp_path: Path) -> None:
+    folder = classifier(make(reviews_csv), tmp_path / "own", ["entailed", "not"])
+    task = make(reviews_csv, folder)
+    own = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    first, again, other = (task.model(seed).state_dict() for seed in (0, 0, 1))
+    for name, value in own.items():
+        assert torch.equal(first[name], again[name])
+        assert torch.equal(first[name], value) == (not name.startswith("classifier")), name
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    said = "tells entailed, not apart, not negative, positive: its head is drawn anew"
+    assert any(said in line for line in task.notices())
+
+
+def test_unnamed_classes_are_taken_in_order(reviews_csv: Path, tmp_path: Path) -> None:
+    folder = classifier(make(reviews_csv), tmp_path / "own", ["LABEL_0", "LABEL_1"])
+    task = make(reviews_csv, folder)
+    own = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert same(list(own.state_dict().values()), weights(task, 0))
+    assert any("taken to be, in order, negative, positive" in line for line in task.notices())
+
+
+def scored(source: Path, task: TextClassification, data: Path) -> tuple[Any, dict[str, float], str]:
+    """As `sagelr audit` does it: the model, its scores on test, and what was said."""
+    subject = find(str(source), "text-classification", {"task.data": str(data)})
+    model, notice = load(subject, task)
+    batch = task.collate([task.test[row] for row in range(len(task.test))])
+    labels = batch.pop("labels").numpy()
+    with torch.no_grad():
+        logits = model(**batch).logits.numpy()
+    return model, task.scores(EvalPrediction(logits, labels)), notice
+
+
+def test_an_audited_model_keeps_its_order_of_classes(reviews_csv: Path, tmp_path: Path) -> None:
+    plain = make(reviews_csv)
+    folder = classifier(plain, tmp_path / "own", ["positive", "negative"])
+    task = make(reviews_csv, folder)
+    model, scores, notice = scored(folder, task, reviews_csv)
+    assert model.config.id2label == {0: "positive", 1: "negative"}
+    found = logits_by_name(model, task)
+    assert notice == ""
+    rows = task._rows["test"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(list(rows.texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        guesses = model(**batch).logits.argmax(-1).tolist()
+    right = [model.config.id2label[guess] for guess in guesses]
+    wanted = [("negative", "positive")[label] for label in rows.labels]
+    assert scores["accuracy"] == pytest.approx(np.mean(np.array(right) == np.array(wanted)))
+    assert set(found) == {"positive", "negative"}
+    # Twice is once: checkpoints of one run are loaded one after another.
+    assert scored(folder, task, reviews_csv)[1] == scores
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["entailed", "not"], r"tells entailed, not apart, and the data negative, positive: which"),
+        (["a", "b", "c"], r"tells 3 classes apart \(a, b, c\), and the data have 2"),
+    ],
+)
+def test_an_audited_model_of_other_classes_is_refused(
+    names: list[str], message: str, reviews_csv: Path, tmp_path: Path
+) -> None:
+    rows = [f"a text {number},{names[number % len(names)]}" for number in range(60)]
+    (tmp_path / "theirs.csv").write_text("\n".join(["text,label", *rows]))
+    theirs = make(tmp_path / "theirs.csv")
+    folder = classifier(theirs, tmp_path / "own", names)
+    with pytest.raises(UsageError, match=message):
+        scored(folder, make(reviews_csv, folder), reviews_csv)
+
+
+def test_metrics_of_the_second_class_mean_that_of_the_data(tmp_path: Path) -> None:
+    """Whatever the order of the model: F1 of paraphrases is no F1 of the others."""
+    rows = [f"text {n}\t{('0', '1')[n % 3 == 0]}" for n in range(60)]
+    (tmp_path / "binary.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    task = make(tmp_path / "binary.tsv")
+    task._corpus = dataclasses.replace(task._corpus, scores=("accuracy", "f1"))
+    logits = np.random.default_rng(0).normal(size=(len(task.test), 2))
+    labels = np.array(task._rows["test"].labels)
+    straight = task.scores(EvalPrediction(logits, labels))  # type: ignore[arg-type]
+    config = task.model(0).config
+    config.id2label = {0: "1", 1: "0"}
+    task._places = [1, 0]
+    turned = task.scores(EvalPrediction(logits[:, ::-1], 1 - labels))  # type: ignore[arg-type]
+    assert turned == straight
+
+
+def test_an_audited_model_keeps_its_unit_of_scores(
+    scores_jsonl: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Its mean and deviation, not those of the rows it is audited on; none where it has none."""
+    trained = make(scores_jsonl, tiny_bert)
+    model = trained.model(0)
+    model.save_pretrained(tmp_path / "own")
+    trained.save(tmp_path / "own")
+    own = trained._scale
+    lines = scores_jsonl.read_text().splitlines()
+    (tmp_path / "high.jsonl").write_text("\n".join(lines[60:]))
+    task = make(tmp_path / "high.jsonl", tmp_path / "own")
+    assert task._scale != own
+    rows = torch.tensor(task._rows["test"].labels)
+    for scale in (own, (0.0, 1.0)):
+        if scale != own:
+            kept = json.loads((tmp_path / "own" / "config.json").read_text())
+            kept = {key: value for key, value in kept.items() if not key.startswith("label_")}
+            (tmp_path / "own" / "config.json").write_text(json.dumps(kept))
+        audited, scores, _ = scored(tmp_path / "own", task, tmp_path / "high.jsonl")
+        batch = task.collate([task.test[row] for row in range(len(task.test))])
+        del batch["labels"]
+        with torch.no_grad():
+            guesses = audited(**batch).logits.flatten() * scale[1] + scale[0]
+        wanted = (guesses - rows).square().mean().sqrt()
+        assert scores["rmse"] == pytest.approx(float(wanted), rel=1e-4)
+        assert getattr(audited.config, "label_mean", 0.0) == pytest.approx(scale[0])
+
+
+def test_a_models_files_tell_it_from_another(tiny_bert: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(tiny_bert, tmp_path / "here"))
+    known = hub.fingerprint(str(tiny_bert))
+    assert hub.fingerprint(str(here)) == known
+    (here / "run.json").write_text("{}")  # nothing that a training starts from
+    assert hub.fingerprint(str(here)) == known
+    tensors = load_file(here / "model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 1}, here / "model.safetensors", {"format": "pt"})
+    assert hub.fingerprint(str(here)) != known
+
+
+def test_rows_that_were_trained_on_and_are_tested_on_are_told(tmp_path: Path) -> None:
+    rows = [f"a text {number},{('no', 'yes')[number % 2]}" for number in range(80)]
+    for name, some in (("train", rows[:60]), ("test", rows[45:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *some]))
+    task = make(tmp_path / "train.csv", test_data=tmp_path / "test.csv", validation=0.2)
+    shared = len(set(task._rows["train"].texts) & set(task._rows["test"].texts))
+    assert 0 < shared <= 15
+    said = [line for line in task.notices() if "repeat a training row" in line]
+    assert said == [f"Rows of the test split that repeat a training row: {shared}."]
+
+
+def test_a_classifier_forgets_the_unit_of_scores(
+    scores_jsonl: Path, reviews_csv: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    trained = make(scores_jsonl, tiny_bert)
+    assert any("logit · " in line for line in trained.notices())
+    trained.model(0).save_pretrained(tmp_path / "own")
+    trained.save(tmp_path / "own")
+    config = make(reviews_csv, tmp_path / "own").model(0).config
+    assert not hasattr(config, "label_mean")
+    assert not hasattr(config, "label_deviation")
 
 
 def test_minilm_is_the_package_or_the_hubs(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RUN, STUDY = "run.json", "results.json"
 WEIGHTS = ("*.safetensors", "*.bin")
+OF_LABELS = ("id2label", "label2id", "label_mean", "label_deviation")  # of a configuration
 OPTIMIZER, LIVE = "optimizer.pt", "probe.jsonl"
 
 
@@ -240,7 +241,7 @@ def load(subject: Subject, task: Task, folder: Path | None = None) -> tuple[PreT
             f"{source}: there is no such folder. The recipe {subject.recipe.name} builds its "
             "models itself and takes none of the hub: give the folder of such a model."
         )
-    from transformers import PretrainedConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     cls = type(model)
     config, _ = hub.load("configuration", source, PretrainedConfig.get_config_dict)
@@ -256,12 +257,20 @@ def load(subject: Subject, task: Task, folder: Path | None = None) -> tuple[PreT
             "and not trained, so its scores say nothing."
         )
         return _placed(model, subject.recipe), notice
+    notice = ""
+    if by_name:
+        own: Any = hub.load("configuration", source, AutoConfig.from_pretrained)
+        notice = task.adopt(source, own)
+        for key in OF_LABELS:  # what is exported speaks of labels as it did
+            vars(model.config).pop(key, None)
+            if hasattr(own, key):
+                setattr(model.config, key, getattr(own, key))
     loaded = _strictly(cls, source, {"config": model.config} if by_name else {})
     # from_pretrained thaws what a class freezes, such as positions that are not even saved.
     frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
     for name, param in loaded.named_parameters():
         param.requires_grad_(name not in frozen)
-    return _placed(loaded, subject.recipe), ""
+    return _placed(loaded, subject.recipe), notice
 
 
 def _strictly(cls: type[PreTrainedModel], source: str, options: dict[str, Any]) -> PreTrainedModel:

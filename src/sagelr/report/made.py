@@ -127,6 +127,8 @@ def _data(data: Mapping[str, Any]) -> Iterator[Entry]:
         yield Entry("loaded by", data["loader"])
     if data.get("sha256"):
         yield Entry("sha256 of the data", data["sha256"], code=True)
+    if data.get("model"):
+        yield Entry("sha256 or commit of the pretrained model", data["model"], code=True)
 
 
 def _grids(study: Study) -> str:

@@ -172,7 +172,7 @@ def note_look(storage: Storage) -> None:
 
 
 def check_data(storage: Storage, data: Mapping[str, Any]) -> None:
-    """Refuse to mix runs on different data in one study.
+    """Refuse to mix runs on different data, or from different pretrained models, in one study.
 
     Args:
         storage: of the study.
@@ -188,6 +188,18 @@ def check_data(storage: Storage, data: Mapping[str, Any]) -> None:
             f"{data['sha256'][:12]}… here, {then['sha256'][:12]}… then. Restore them, or begin "
             f"another study: {another(storage)}."
         )
+    if not same_model(then, data):
+        raise SagelrError(
+            "The pretrained model is not that which this study was begun with: sha256 or commit "
+            f"{data['model'][:12]}… here, {then['model'][:12]}… then. Restore its files, or begin "
+            f"another study: {another(storage)}."
+        )
+
+
+def same_model(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether runs start from one model, as far as both say."""
+    known = then.get("model"), now.get("model")
+    return None in known or known[0] == known[1]
 
 
 def _same_recipe(

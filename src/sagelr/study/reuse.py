@@ -13,7 +13,7 @@ from sagelr.errors import UsageError
 from sagelr.recipe import Recipe, as_now, of_results
 from sagelr.schema import changes, first_of, flat
 from sagelr.study import results
-from sagelr.study.identity import RESULTS
+from sagelr.study.identity import RESULTS, same_model
 
 TABLES = ("task", "model", "train", "audit")
 WHERE = {"task.data", "task.title"}  # the data themselves are told by their sha256
@@ -51,6 +51,12 @@ class Reusable:
                 f"{self.data['sha256'][:12]}… there, {data['sha256'][:12]}… here. Give the data it "
                 "was made with, or leave --reuse out."
             )
+        if not same_model(self.data, data):
+            raise UsageError(
+                f"--reuse {self.path}: its runs start from another pretrained model: sha256 or "
+                f"commit {self.data['model'][:12]}… there, {data['model'][:12]}… here. Give the "
+                "model it was made with, or leave --reuse out."
+            )
 
 
 def find(path: Path, recipe: Recipe, begun: Mapping[str, Any]) -> Reusable:
@@ -85,7 +91,8 @@ def find(path: Path, recipe: Recipe, begun: Mapping[str, Any]) -> Reusable:
             and run["sagelr"] == sagelr.__version__
             and run.get("versions", document["versions"]) == document["versions"]
         }
-        return Reusable(path, document["id"], {"sha256": document["data"]["sha256"]}, runs)
+        data = {key: document["data"].get(key) for key in ("sha256", "model")}
+        return Reusable(path, document["id"], data, runs)
     except OSError as error:
         raise UsageError(
             f"--reuse {path}: {file} cannot be read ({error.strerror}). Give the folder of a study."

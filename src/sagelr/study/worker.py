@@ -19,7 +19,7 @@ from typing import Any
 from sagelr.errors import SagelrError, UsageError
 from sagelr.quiet import quiet
 from sagelr.recipe import Recipe
-from sagelr.tasks import Task
+from sagelr.tasks import Task, hub
 from sagelr.train import Run, check_scope, train
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -123,7 +123,10 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
         task = checked.make_task()
         _check_scopes(checked, task)
         told = [*task.notices(), *notices(checked.train)]
-        pipe.send(("ready", (task.describe(), told)))
+        data = task.describe()
+        if task.pretrained is not None:
+            data["model"] = hub.fingerprint(task.pretrained)
+        pipe.send(("ready", (data, told)))
     except Exception as error:  # whatever it is, the parent has to be told
         pipe.send(("usage" if isinstance(error, UsageError) else "broken", _line(error)))
         return

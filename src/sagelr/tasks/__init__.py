@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedModel
+    from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class Task(ABC):
         metrics: every metric that the family knows; `scores` and `generation_scores` give those
             that apply to the data at hand.
         given: the names of those; empty where it is all of them.
+        pretrained: name or folder of the model that training starts from; None from scratch.
         model_folder: where a pretrained model is read from; None from the hub, or from scratch.
         train: what is trained on.
         validation: chooses settings.
@@ -114,6 +115,7 @@ class Task(ABC):
     ModelOptions: ClassVar[type[BaseModel]]
     metrics: ClassVar[Mapping[str, Metric]]
     given: Sequence[str] = ()
+    pretrained: str | None = None
     model_folder: Path | None = None
     train: Split
     validation: Split
@@ -160,6 +162,23 @@ class Task(ABC):
             name, source, loader (a sentence: which loader, and where the data came from), rows by
             split, and sha256 of what is trained on.
         """
+
+    def adopt(self, source: str, config: PretrainedConfig) -> str:
+        """Speak of labels as a trained model does, which is to be scored as it is.
+
+        Its classes may be in another order than those of the data, and its scores in another unit.
+
+        Args:
+            source: the model, for messages.
+            config: of the model.
+
+        Returns:
+            A notice that is empty if there is nothing to say.
+
+        Raises:
+            UsageError: its classes are others.
+        """
+        return ""
 
     def keep_logits(self, logits: Any, labels: Any) -> Any:
         """What `scores` needs of a batch's logits; all of them, unless a task says otherwise.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import pickle
 import socket
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 T = TypeVar("T")
 PATIENCE = 5.0  # seconds for a connection
@@ -188,6 +189,173 @@ def load_model(
     if misfit(info, lambda key: key.startswith(pooler)):
         return model, f"{name} comes without a pooler: the model's is drawn anew, like its head."
     return model, ""
+
+
+def named(config: PretrainedConfig) -> list[str]:
+    """The classes that a model tells apart, in the order of its logits."""
+    return [str(name) for _, name in sorted((config.id2label or {}).items())]
+
+
+def places_among(names: Sequence[str], classes: Sequence[str]) -> list[int] | None:
+    """Where each class of the data stands among those of a model; None where that cannot be told.
+
+    Names are compared without case. A model whose classes have no names (LABEL_0, LABEL_1, …) is
+    taken to have them in the order of the data's; classes that are the numbers from 0 on are taken
+    to be the model's.
+
+    Examples:
+        >>> places_among(["positive", "neutral", "negative"], ["Negative", "Neutral", "Positive"])
+        [2, 1, 0]
+        >>> places_among(["LABEL_0", "LABEL_1"], ["no", "yes"])
+        [0, 1]
+        >>> places_among(["a", "b"], ["b", "c"]) is None
+        True
+    """
+    if len(names) != len(classes):
+        return None
+    if is_unnamed(names) or list(classes) == [str(place) for place in range(len(classes))]:
+        return list(range(len(classes)))
+    for form in (str, str.casefold):
+        places = {form(name): place for place, name in enumerate(names)}
+        wanted = [form(name) for name in classes]
+        if len(places) == len(names) and places.keys() == {*wanted}:
+            return [places[name] for name in wanted]
+    return None
+
+
+def is_unnamed(names: Sequence[str]) -> bool:
+    """Whether transformers named the classes, for want of names.
+
+    Examples:
+        >>> is_unnamed(["LABEL_0", "LABEL_1"])
+        True
+    """
+    return list(names) == [f"LABEL_{place}" for place in range(len(names))]
+
+
+def order_head(
+    name: str, model: PreTrainedModel, known: PretrainedConfig, classes: Sequence[str]
+) -> str:
+    """Let a head that came with a checkpoint speak of the classes of the data, in their order.
+
+    Its rows are put into that order; where its classes are others, it is drawn anew, as one for
+    another number of classes is.
+
+    Args:
+        name: of the hub, or a local folder.
+        model: as loaded, for these classes.
+        known: the checkpoint's own configuration.
+        classes: of the data.
+
+    Returns:
+        A notice that is empty if there is nothing to say.
+    """
+    names = named(known)
+    headed = type(model).__name__ in (known.architectures or ())
+    if not headed or len(names) != len(classes):
+        return ""
+    places = places_among(names, classes)
+    body = {id(module) for module in model.base_model.modules()}
+    head = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+        and module.out_features == len(classes)
+        and id(module) not in body
+    ][-1:]
+    if places is None:
+        for module in head:
+            for param in module.parameters():
+                param._is_hf_initialized = False  # pyright: ignore[reportAttributeAccessIssue]
+            model._init_weights(module)
+        return (
+            f"{name} tells {_several(names)} apart, not {_several(classes)}: its head is drawn "
+            "anew."
+        )
+    if places == list(range(len(places))):
+        if is_unnamed(names):
+            return f"{name} does not name its classes: taken to be, in order, {_several(classes)}."
+        return ""
+    for module in head:
+        for param in module.parameters():
+            param.data = param.data[places]
+    return ""
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{', '.join(names[:10])}{more}"
+
+
+def check_classes(
+    name: str, config: PretrainedConfig, classes: Sequence[str]
+) -> tuple[list[int], str]:
+    """Where the classes of the data stand among those of a model that is to be scored as it is.
+
+    Args:
+        name: of the hub, or a local folder.
+        config: the model's.
+        classes: of the data.
+
+    Returns:
+        Places, and a notice that is empty if there is nothing to say.
+
+    Raises:
+        UsageError: they are other classes, or which is which cannot be told.
+    """
+    names = named(config)
+    places = places_among(names, classes)
+    theirs, ours = _several(names), _several(classes)
+    if places is None and len(names) != len(classes):
+        raise UsageError(
+            f"{name} tells {len(names)} classes apart ({theirs}), and the data have {len(classes)} "
+            f"({ours}). Give the data it is for, or the model that these data are for."
+        )
+    if places is None:
+        raise UsageError(
+            f"{name} tells {theirs} apart, and the data {ours}: which is which cannot be told. "
+            "Write the labels as the model names them or by their numbers there, from 0 on, or "
+            "put the data's names into id2label of its config.json."
+        )
+    if is_unnamed(names) and not is_unnamed(classes):
+        return places, f"{name} does not name its classes: taken to be, in order, {ours}."
+    return places, ""
+
+
+FILES = (  # of a model in a folder: what its start depends on
+    "config.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "preprocessor_config.json",
+)
+
+
+def fingerprint(name: str) -> str | None:
+    """What a pretrained model is told from others by, wherever it lies.
+
+    Returns:
+        sha256 over the names and contents of a folder's files; the commit of a model of the hub,
+        None where its cache does not say.
+    """
+    folder = folder_of(name)
+    if folder is None:
+        from transformers import AutoConfig
+
+        config = load("configuration", name, AutoConfig.from_pretrained)
+        return getattr(config, "_commit_hash", None)
+    whole = hashlib.sha256()
+    for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            whole.update(f"{path.name} {digest}\n".encode())
+    return whole.hexdigest()
 
 
 def misfit(info: Mapping[str, Any], counts: Callable[[str], bool] = lambda key: True) -> str:

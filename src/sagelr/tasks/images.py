@@ -25,7 +25,7 @@ from sagelr.tasks.vision.decoded import common_side, decoded, first_alike
 from sagelr.tasks.vision.rows import Augmentation, Fresh, Images, Kept
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedModel
+    from transformers import EvalPrediction, PretrainedConfig, PreTrainedModel
 
 TOP = 5  # guesses, for top-5 accuracy
 
@@ -94,7 +94,8 @@ class ImageClassification(Task):
         self._data, self._model = data, model
         self._pretrained = None
         if model.name != vit.FROM_SCRATCH:
-            self._pretrained, self.model_folder = vit.look_up(model.name), hub.folder_of(model.name)
+            self._pretrained, self.pretrained = vit.look_up(model.name), model.name
+            self.model_folder = hub.folder_of(model.name)
         self._source = source = sources.open_source(data.data, data.name, data.image, data.label)
         self.given = ["accuracy", "top5"] if len(source.classes) > 10 else ["accuracy"]
         self.side, self.size = self._sizes()
@@ -133,6 +134,7 @@ class ImageClassification(Task):
             for role, part in self._parts.items()
         }
         self.train, self.validation, self.test = splits.values()
+        self._labels = {split: split.labels for split in splits.values()}
 
     def _sizes(self) -> tuple[int, int]:
         """Pixels along the sides: as kept, and as the model sees them."""
@@ -164,6 +166,13 @@ class ImageClassification(Task):
             return vit.from_scratch(self._model.from_scratch, classes, self.size, seed), ""
         return vit.fine_tuned(self._pretrained, classes, self.size, seed)
 
+    def adopt(self, source: str, config: PretrainedConfig) -> str:
+        """Take a trained model's order of classes."""
+        places, notice = hub.check_classes(source, config, self._source.classes)
+        for split, labels in self._labels.items():
+            split.labels = torch.tensor(places)[labels]
+        return notice
+
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack, scale from bytes to the model's numbers, and resize to the model's pixels."""
         pixels = torch.stack([row["pixel_values"] for row in rows]).float() / 255
@@ -182,10 +191,13 @@ class ImageClassification(Task):
         """Save what an image processor of transformers does before the model."""
         found = self._pretrained or vit.PLAIN
         processor = {
-            "image_processor_type": "ViTImageProcessor",
+            "image_processor_type": "CLIPImageProcessor",  # it takes the middle square, in RGB
+            "do_convert_rgb": True,
             "do_resize": True,
-            "size": {"height": self.size, "width": self.size},
-            "resample": 2,  # bilinear
+            "size": {"shortest_edge": self.size},
+            "resample": 3,  # bicubic
+            "do_center_crop": True,
+            "crop_size": {"height": self.size, "width": self.size},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,

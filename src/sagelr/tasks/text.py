@@ -7,11 +7,13 @@ transformers loads for sequence classification, and a small Transformer from scr
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -23,13 +25,21 @@ from sagelr.tasks.language.corpus import Corpus, Rows
 from sagelr.tasks.splits import arrange
 
 if TYPE_CHECKING:
-    from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        EvalPrediction,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 FROM_SCRATCH = "from-scratch"
 UNLIMITED = 10**6  # tokens: a tokenizer that takes more names no limit
 # Models whose positions begin after that of padding, beside all that are called roberta.
 AFTER_PADDING = ("camembert", "data2vec-text", "ibert", "longformer", "mpnet", "xmod")
+ROLES = ("train", "validation", "test")
+# In the configuration of a model of scores: a label is logit · deviation + mean.
+SCALE = ("label_mean", "label_deviation")
 PREDICTED = 64  # rows of a batch, for files of predictions
 
 
@@ -125,11 +135,11 @@ class TextClassification(Task):
         self._scale = _scale(self._rows["train"]) if found.standardize else (0.0, 1.0)
         self._name = _packaged() if model.name == "minilm" else model.name
         if self._name != FROM_SCRATCH:
-            self.model_folder = hub.folder_of(self._name)
+            self.pretrained, self.model_folder = self._name, hub.folder_of(self._name)
+        self._places: list[int] | None = None  # of the data's classes among those of the model
         self.tokenizer = self._make_tokenizer()
-        train, validation, test = (
-            self._encode(self._rows[role]) for role in ("train", "validation", "test")
-        )
+        self._splits = {role: self._encode(self._rows[role]) for role in ROLES}
+        train, validation, test = self._splits.values()
         self._lengths, self._full = train.lengths, train.full
         self._highest = max(split.highest for split in (train, validation, test))
         self.train, self.validation, self.test = train, validation, test
@@ -155,16 +165,23 @@ class TextClassification(Task):
         return tokenizer
 
     def _encode(self, rows: Rows) -> tokens.Tokens:
+        return tokens.Tokens(self.tokenizer, rows, self._labels(rows), self._data.max_length)
+
+    def _labels(self, rows: Rows) -> Tensor:
+        """As the model has them: places of classes, or standardized scores."""
         if self._corpus.classes:
             labels = torch.tensor(rows.labels, dtype=torch.int64)
-        else:
-            mean, deviation = self._scale
-            labels = (torch.tensor(rows.labels, dtype=torch.float32) - mean) / deviation
-        return tokens.Tokens(self.tokenizer, rows, labels, self._data.max_length)
+            return labels if self._places is None else torch.tensor(self._places)[labels]
+        mean, deviation = self._scale
+        return (torch.tensor(rows.labels, dtype=torch.float32) - mean) / deviation
 
     def collate(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """A batch as long as its longest row."""
         return tokens.pad(self.tokenizer, rows)
+
+    def keep_logits(self, logits: Any, labels: Any) -> Any:
+        """The classes' alone, where a model gives states of its encoder too, as BART does."""
+        return logits[0] if isinstance(logits, tuple) else logits
 
     def train_lengths(self) -> list[int]:
         """Tokens of each training row."""
@@ -185,12 +202,16 @@ class TextClassification(Task):
         )
 
         config: Any
+        known: Any = None
         if self._name == FROM_SCRATCH:
             config = vocabulary.scratch_config(
                 self._model.from_scratch, self.tokenizer, self._data.max_length
             )
         else:
             config = hub.load("configuration", self._name, AutoConfig.from_pretrained)
+            known = copy.deepcopy(config)
+            for key in SCALE:  # of what it was trained on before
+                vars(config).pop(key, None)
             config.pad_token_id = self.tokenizer.pad_token_id
             self._check_positions(config)
             self._check_vocabulary(config, self._highest)
@@ -201,18 +222,37 @@ class TextClassification(Task):
         else:
             config.problem_type = "regression"
             config.num_labels = 1
-            if self._corpus.standardize:  # the label is logit · deviation + mean
-                config.label_mean, config.label_deviation = self._scale
+            if self._corpus.standardize:
+                vars(config).update(zip(SCALE, self._scale, strict=True))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if self._name == FROM_SCRATCH:
                 return BertForSequenceClassification(config), ""
-            return hub.load_model(
+            model, notice = hub.load_model(
                 "model for sequence classification",
                 self._name,
                 AutoModelForSequenceClassification.from_pretrained,
                 config=config,
             )
+            head = hub.order_head(self._name, model, known, classes) if classes else ""
+            return model, " ".join(filter(None, (notice, head)))
+
+    def adopt(self, source: str, config: PretrainedConfig) -> str:
+        """Take a trained model's order of classes, or the mean and deviation of its scores."""
+        notice = ""
+        if classes := self._corpus.classes:
+            self._places, notice = hub.check_classes(source, config, classes)
+        elif config.num_labels != 1:
+            raise UsageError(
+                f"{source} tells {config.num_labels} classes apart, and the labels are scores. "
+                "Give the data it is for, or the model that these data are for."
+            )
+        else:
+            mean, deviation = (getattr(config, key, None) for key in SCALE)
+            self._scale = (mean or 0.0, deviation or 1.0)
+        for role, split in self._splits.items():
+            split.labels = self._labels(self._rows[role])
+        return notice
 
     def _check_positions(self, config: Any) -> None:
         """See that the model has a position for every token, where its tokenizer does not say.
@@ -257,7 +297,11 @@ class TextClassification(Task):
         logits = logits_of(prediction)
         labels: Any = prediction.label_ids
         if self._corpus.classes:
-            return metrics.score(self._corpus.scores, logits.argmax(-1), labels)
+            found = logits.argmax(-1)
+            if self._places is not None:  # metrics of two classes mean the second of the data's
+                order = np.argsort(self._places)
+                found, labels = order[found], order[labels]
+            return metrics.score(self._corpus.scores, found, labels)
         mean, deviation = self._scale
         predicted, wanted = (
             values.reshape(-1).astype("float64") * deviation + mean for values in (logits, labels)
@@ -357,6 +401,10 @@ class TextClassification(Task):
                 f"Training rows that repeat the text of another: {repeated:,}; they stay in one "
                 "split."
             )
+        trained_on = set(self._rows["train"].keys())
+        for role in ROLES[1:]:
+            if again := sum(map(trained_on.__contains__, self._rows[role].keys())):
+                lines.append(f"Rows of the {role} split that repeat a training row: {again:,}.")
         if self._full:
             lines.append(
                 f"Training rows that fill task.max_length = {self._data.max_length} tokens: "
@@ -364,6 +412,13 @@ class TextClassification(Task):
             )
         if self._corpus.scores != (said := metrics.score_in_words(self._corpus.scores),):
             lines.append(f"score is {said}.")
+        if self._corpus.standardize:
+            mean, deviation = self._scale
+            lines.append(
+                "The model learns standardized labels, and a saved one gives such: a score is "
+                f"logit · {deviation:.6g} + {mean:.6g} ({' and '.join(reversed(SCALE))} in its "
+                "config.json)."
+            )
         if self._name != FROM_SCRATCH and (new := self._loaded(0)[1]):
             lines.append(new)
         return lines

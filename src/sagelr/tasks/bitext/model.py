@@ -62,6 +62,7 @@ def transformer(
     )
     model.generation_config = GenerationConfig(
         num_beams=beam,
+        max_new_tokens=200,  # for whoever generates without a limit, as in fairseq; else it were 20
         length_penalty=length_penalty,
         pad_token_id=pad,
         eos_token_id=end,

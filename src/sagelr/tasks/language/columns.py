@@ -227,7 +227,8 @@ def classes_of(tables: Sequence[Table], column: str) -> list[str]:
                 f"{', '.join(sorted(found)[:10])}."
             )
     whole = all((each := number(value)) is not None and each % 1 == 0 for value in found)
-    return sorted(found, key=float) if whole else sorted(found)
+    # "7" and "07" are one number and two classes.
+    return sorted(found, key=lambda name: (float(name), name)) if whole else sorted(found)
 
 
 def labels_of(table: Table, column: str, classes: Sequence[str] | None) -> list[int] | list[float]:

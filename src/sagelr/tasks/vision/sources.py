@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import os
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ from sagelr.tasks.splits import ROLES
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
 VERSION = 2  # of how a tar is listed: another one makes new lists
@@ -87,7 +88,7 @@ class Folder(Source):
     def __init__(self, folder: Path) -> None:
         self.name, self.loader = folder.name, f"local folder: {folder}"
         self.root = f"{folder}, "
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = sorted(_files(folder))
         names = [path.relative_to(folder).as_posix() for path in paths]
         self._places, self.entries, self.left_out = arrange(names, str(folder))
         self.classes = sorted({entry.label for entry in self.entries})
@@ -105,6 +106,14 @@ class Folder(Source):
             raise UsageError(
                 f"{self._paths[place]}: {error.strerror or type(error).__name__}."
             ) from None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links too; what links to a folder around it ends there."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        around = {parent.resolve() for parent in (Path(where), *Path(where).parents)}
+        folders[:] = [name for name in folders if (Path(where) / name).resolve() not in around]
+        yield from (path for name in files if (path := Path(where) / name).is_file())
 
 
 class Tar(Source):
@@ -317,6 +326,17 @@ def arrange(names: Sequence[str], where: str) -> tuple[list[int], list[Entry], l
         places.append(k)
         entries.append(Entry(role, label[0], f"{where}, {names[k]}"))
     left_out = []
+    without = sorted(
+        {PurePosixPath(name).parent for name in names}
+        - {parent for k in parts for parent in PurePosixPath(names[k]).parents}
+    )
+    empty = [str(folder) for folder in without if not any(map(_is_hidden, folder.parts))]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        left_out.append(
+            f"Folders of {where} without an image: {', '.join(empty[:5])}{more}. Endings that are "
+            f"looked for: {', '.join(IMAGES)}."
+        )
     if hidden:
         left_out.append(f"Hidden images of {where}, and macOS's of its own, not used: {hidden:,}.")
     if unknown:

@@ -134,8 +134,9 @@ def fine_tuned(
     Raises:
         UsageError: it does not load, or is no ViT and cannot change its size.
     """
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification
 
+    known = hub.load("configuration", pretrained.name, AutoConfig.from_pretrained)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any
@@ -145,6 +146,8 @@ def fine_tuned(
             AutoModelForImageClassification.from_pretrained,
             **_named(classes),
         )
+        head = hub.order_head(pretrained.name, model, known, classes)
+        notice = " ".join(filter(None, (notice, head)))
         if size == pretrained.size:
             return model, notice
         state = model.state_dict()
