@@ -257,6 +257,26 @@ def test_a_file_of_lines_is_whole_after_every_look(tmp_path):
     assert json.loads(path.read_text().splitlines()[-1])["step"] == 6
 
 
+def test_steps_that_are_taken_once_more_are_written_once(tmp_path):
+    """A training that was killed between two checkpoints resumes from the earlier one."""
+    model = Small()
+    optimizer = make(model)
+    path = tmp_path / "probe.jsonl"
+    with SageProbe(model, optimizer, every=2, file=path):
+        steps(model, optimizer, 7)
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 8, "lay')
+    with SageProbe(model, optimizer, every=2, file=path, append=True, step=3):
+        steps(model, optimizer, 2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2] * 4 + [4] * 4
+    assert path.read_text().startswith("".join(whole.splitlines(keepends=True)[:4]))
+    assert [each.name for each in tmp_path.iterdir()] == ["probe.jsonl"]
+    with SageProbe(model, optimizer, every=2, file=path, append=True):  # its steps are not known
+        pass
+    assert len(path.read_text().splitlines()) == 8
+
+
 def test_a_parquet_file_has_the_same_rows(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     model = Small()

@@ -50,7 +50,8 @@ class SageProbe:
         optimizer: a SageAdamW, SageAdamax or SageSGD, or a `Sage`, over its parameters.
         every: steps from one look to the next, ≥ 1.
         file: to write rows to, `.jsonl` or `.parquet` (which needs pyarrow).
-        append: go on with a .jsonl file that is there, as for a training that is resumed.
+        append: go on with a .jsonl file that is there, as for a training that is resumed; rows of
+            steps after `step` go, for these are taken once more.
         writer: a SummaryWriter or alike, for scalars and histograms.
         log: called with scalars by name, such as `wandb.log` or `Trainer.log`.
         elements: parameters looked at, about.
@@ -97,7 +98,7 @@ class SageProbe:
         self.viewer = Viewer(model, optimizer, elements=elements)
         self.every, self.step = every, step
         self.writer, self.log = writer, log
-        self._file = None if file is None else _open(Path(file), append)
+        self._file = None if file is None else _open(Path(file), append, step)
         self._hook = None
         if attach:
             self._hook = self.viewer.optimizer.register_step_pre_hook(self._before)
@@ -239,7 +240,7 @@ class _Table:
             self._file.close()
 
 
-def _open(path: Path, append: bool) -> _Lines | _Table:
+def _open(path: Path, append: bool, step: int) -> _Lines | _Table:
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"SageProbe: file={str(path)!r}. Give it the suffix .jsonl or .parquet.")
     append = append and path.suffix == ".jsonl"
@@ -249,4 +250,28 @@ def _open(path: Path, append: bool) -> _Lines | _Table:
             + (", or append=True to go on with it." if path.suffix == ".jsonl" else ".")
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    if append and step and path.exists():
+        _forget_after(path, step)
     return _Lines(path) if path.suffix == ".jsonl" else _Table(path)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Leave out what a training wrote that had come further than the checkpoint it resumes from."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        lines = file.readlines()
+    kept = [
+        line
+        for number, line in enumerate(lines, 1)
+        if not _is_after(line, step, last=number == len(lines))
+    ]
+    if kept != lines:
+        beside = path.with_name(path.name + ".part")
+        beside.write_text("".join(kept), encoding="utf-8")
+        beside.replace(path)
+
+
+def _is_after(line: str, step: int, last: bool) -> bool:
+    try:
+        return json.loads(line)["step"] > step
+    except (ValueError, KeyError, TypeError):
+        return last and not line.endswith("\n")  # cut short when the training was killed
