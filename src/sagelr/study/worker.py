@@ -19,7 +19,7 @@ from typing import Any
 from sagelr.errors import SagelrError, UsageError
 from sagelr.quiet import quiet
 from sagelr.recipe import Recipe
-from sagelr.tasks import Task, hub
+from sagelr.tasks import Task
 from sagelr.train import Run, check_scope, train
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -117,6 +117,7 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
     try:
         import transformers.trainer  # noqa: F401  (seconds that would count as the first run's)
 
+        from sagelr.tasks import hub
         from sagelr.training.precision import notices
 
         checked = Recipe.model_validate(recipe)
