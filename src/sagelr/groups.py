@@ -45,7 +45,7 @@ ALLOWED = f'{PATTERNS[:-1]}; "attention+ffn" (the default), "attention", "ffn", 
 MARKS: Mapping[Kind, tuple[str, str]] = {
     "norm": (r"norm|(^|_)(ln|bn)(_|\d|$)", r"(?<!pre)(?<!post)norm(\d*d|fp32|gated|_)?$"),
     "embedding": (
-        r"embed|(^|_)(emb|wte|wpe|rel_pos)(_|$)|relative_(attention|position)_bias"
+        r"embed|(^|_)(emb|wte|wpe|rel_pos)(_|$)|relative_attention_bias|position_bias"
         r"|(cls|class|mask|dist|distillation|reg|register|pos)_tokens?$",
         r"embedding(bag)?$",
     ),

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from sagelr.errors import UsageError
 from sagelr.schema import (
-    LR_AXES,
+    LR_RATIO,
     Arm,
     AuditOptions,
     Recipe,
@@ -53,6 +53,15 @@ __all__ = [
     "read",
     "settings_of",
 ]
+
+# What a key stands in place of: where it is given, over what was there before, the others go.
+REPLACES = {
+    "lr": (LR_RATIO,),
+    LR_RATIO: ("lr",),
+    "batch_size": ("tokens_per_batch",),
+    "tokens_per_batch": ("batch_size",),
+    "epochs": ("max_steps",),
+}
 
 # Short names for --set in every recipe; a recipe's [aliases] adds its own.
 ALIASES = {"parallel": "train.parallel"}
@@ -183,10 +192,12 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make_room(table: dict[str, Any], keys: Iterable[str]) -> None:
-    """Take the lr of a grid out of a table, where it is about to be given in either way."""
-    if any(key in LR_AXES for key in keys):
-        for axis in LR_AXES:
-            table.pop(axis, None)
+    """Take out of a table what the keys that are about to be given stand in place of."""
+    given = set(keys)
+    for key in given:
+        for other in REPLACES.get(key, ()):
+            if other not in given:
+                table.pop(other, None)
 
 
 def load(
@@ -334,8 +345,8 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
         return result
     patterns = list(_known_keys(result))
     aliases = _aliases(result)
-    for name, value in values.items():
-        key = aliases.get(name, name)
+    keys = {aliases.get(name, name): value for name, value in values.items()}
+    for key, value in keys.items():
         if not any(re.fullmatch(pattern, key) for pattern, _ in patterns):
             names = [*aliases, *(name for _, name in patterns)]
             raise UsageError(f"{where}: unknown key {key!r}; {nearest(key, names, listed=False)}.")
@@ -345,7 +356,8 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UsageError(f"{where}: {key!r} reaches into {part!r}, which is not a table.")
-        _make_room(table, [last])
+        beside = [other.rpartition(".") for other in keys]
+        _make_room(table, [name for where, _, name in beside if where == ".".join(path)])
         table[last] = value
     return result
 

@@ -77,6 +77,10 @@ class Train(_Strict):
     def _fits_together(self) -> Self:
         if self.batch_size is None and self.tokens_per_batch is None:
             raise ValueError("batch_size is missing (or tokens_per_batch, in its place)")
+        if self.batch_size is not None and self.tokens_per_batch is not None:
+            raise ValueError(
+                "batch_size counts the rows of a batch, tokens_per_batch its tokens: choose one"
+            )
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(
                 f"warmup = {self.warmup:g} is neither a share of the steps (below 1) nor a whole "
@@ -173,7 +177,7 @@ class Arm(_Strict):
             raise ValueError("base = … is for other arms; this one is a base itself")
         if self.role == "base" and self.follows_base:
             raise ValueError(f"{LR_RATIO} is a multiple of the lr of a base; this one is a base")
-        if both := sorted(self.options.keys() & self.grid.keys()):
+        if both := sorted(self.options.keys() & self.grid_at(1.0).keys()):
             raise ValueError(f"{both[0]} stands both in options and in the grid")
         return self
 

@@ -76,7 +76,8 @@ class Trace:
         if step not in self.steps:
             return
         view = self._viewer.look()
-        if view is None:
+        # A GradScaler meets infinities and leaves the step out: there is nothing to see.
+        if view is None or not torch.isfinite(view.sensitivity).all():
             return
         rows = view.rows(step)
         ratio = view.sensitivity / view.before

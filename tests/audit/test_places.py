@@ -86,6 +86,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], str, set[str
         "model.layers.0.self_attn.o_proj",
         ALL,
     ),
+    "deberta": (  # query, key and value of a head side by side, under the name of the other way
+        lambda: hf.DebertaForSequenceClassification(hf.DebertaConfig(**SIZE)),
+        IDS,
+        "deberta.encoder.layer.0.attention.output.dense",
+        {"output", "query", "value"},  # biases of two of them stand apart
+    ),
     "t5": (
         lambda: hf.T5ForConditionalGeneration(
             hf.T5Config(
@@ -180,6 +186,30 @@ def test_pruning_a_head_takes_what_it_says_from_the_model_and_no_more(case):
 def _tensors(output: Any) -> list[Tensor]:
     values = output.values() if hasattr(output, "values") else output
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def test_a_bottleneck_is_no_gate():
+    config = hf.MobileBertConfig(
+        **{**SIZE, "hidden_size": 24}, intra_bottleneck_size=16, embedding_size=16
+    )
+    model = hf.MobileBertForSequenceClassification(config)
+    neurons = [units for units in dissect(model).units if units.kind == "neurons"]
+    assert neurons
+    assert not any("bottleneck" in part.parameter for units in neurons for part in units.parts)
+
+
+def test_adapters_of_a_fused_matrix_are_no_thirds_of_it():
+    peft = pytest.importorskip("peft")
+    config = hf.GPT2Config(n_embd=16, n_layer=1, n_head=4, vocab_size=40, **TOKENS)
+    options = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = peft.get_peft_model(hf.GPT2LMHeadModel(config), options)
+    seen = {name: torch.zeros_like(param) for name, param in model.named_parameters()}
+    anatomy = dissect(model)
+    for parts in anatomy.kinds.values():
+        for part in parts:
+            part.of(seen).add_(1)
+    assert all(bool((count == 1).all()) for count in seen.values())
+    assert {"attention query", "attention key", "attention value"} <= anatomy.kinds.keys()
 
 
 def test_what_is_unlike_a_transformer_is_counted_and_said():

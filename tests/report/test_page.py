@@ -239,7 +239,7 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
     words = shlex.split(unescape(code))
     change = words[words.index("--set") + 1]
     again = load("digits-vit", dict([parse_override(change)]))
-    assert again.arms["sage-adamw"].grid == {"lr_ratio": [1, 2], "beta0": [0.6, 0.8]}
+    assert again.arms["sage-adamw"].grid == {"lr": [0.001, 0.002], "beta0": [0.6, 0.8]}
     assert words[words.index("--reuse") + 1] == "runs/digits-vit"
     assert words[words.index("--out") + 1] == "runs/digits-vit-2"
     document["comparisons"][0]["verdict"] = "inconclusive"
@@ -249,7 +249,7 @@ def test_an_arm_that_was_not_tried_where_its_base_is_best_is_told(study, show):
     document["recipe"]["arms"]["sage-adamw"]["grid"] = {"lr_ratio": [4, 8, 16]}
     code = re.search(r"<code>(sagelr compare[^<]*)</code>", show(document).html)[1]
     words = shlex.split(unescape(code))
-    assert parse_override(words[words.index("--set") + 1])[1] == {"lr_ratio": [0.5, 1.0, 2.0]}
+    assert parse_override(words[words.index("--set") + 1])[1] == {"lr": [0.0005, 0.001, 0.002]}
 
 
 def test_where_a_grid_began_is_told(study, show):

@@ -80,10 +80,15 @@ def curve(
 
 
 def keeps(points: Sequence[Point], metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The largest sparsity up to which every point has 99% of the first one's score, by metric."""
+    """The largest sparsity up to which every point has 99% of the first one's score, by metric.
+
+    A metric of which there was nothing to keep is left out.
+    """
     found = {}
     for name, first in points[0]["scores"].items():
         if name not in metrics or first is None:
+            continue
+        if metrics[name].greater_is_better and first <= 0:
             continue
         found[name] = 0.0
         for point in points:

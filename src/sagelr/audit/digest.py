@@ -34,7 +34,7 @@ def summary(model: PreTrainedModel, task: Task, options: AuditOptions) -> Summar
         UsageError: the options name an unknown score.
     """
     batches = TrainingBatches(task, options.batch_size, options.examples)
-    measured = audit(model, batches.on(model.device))
+    measured = audit(model, batches.on(model.device), frozen=False)
     sketch = Sketch()
     for tensor in measured.sensitivity.values():
         sketch.add(tensor)

@@ -23,6 +23,7 @@ def finetune(
     *,
     epochs: int,
     batch_size: int,
+    accumulate: int = 1,
 ) -> None:
     """Train the model of a pruner as it stands, setting what is pruned to zero after every step.
 
@@ -34,11 +35,12 @@ def finetune(
         task: whose training split is trained on.
         make: the optimizer for the model, at its first lr.
         epochs: passes over the training split.
-        batch_size: rows of a step; the last batch of an epoch may hold fewer.
+        batch_size: rows of a batch; the last of an epoch may hold fewer.
+        accumulate: batches of a step; the last step of an epoch may have fewer rows.
     """
     model, rows = pruner.model, len(task.train)
     device = next(model.parameters()).device
-    steps = epochs * -(-rows // batch_size)
+    steps = epochs * -(-rows // (batch_size * accumulate))
     optimizer = make(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     with modes_kept(model), torch.random.fork_rng(), torch.enable_grad():
@@ -47,9 +49,10 @@ def finetune(
         for epoch in range(epochs):
             if hasattr(task.train, "set_epoch"):
                 task.train.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
-            for batch in torch.randperm(rows).split(batch_size):
-                given = to(device, task.collate([task.train[row] for row in batch.tolist()]))
-                model(**given).loss.backward()
+            for step in torch.randperm(rows).split(batch_size * accumulate):
+                for batch in step.split(batch_size):
+                    given = to(device, task.collate([task.train[row] for row in batch.tolist()]))
+                    (model(**given).loss * len(batch) / len(step)).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), CLIPPED)
                 optimizer.step()
                 schedule.step()

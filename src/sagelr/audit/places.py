@@ -145,15 +145,18 @@ def _attention(
     model: nn.Module, anatomy: Anatomy, layer: str, depth: int | None, names: Sequence[str]
 ) -> None:
     roles = {name: _role(name.removeprefix(layer)) for name in names}
+    if "fused" in roles.values() and (other := _fused_otherwise(model, layer)):
+        roles = {name: other if role == "fused" else role for name, role in roles.items()}
     weights: dict[str, list[_Weight]] = {}
     for weight in _weights(model, names):
         weights.setdefault(roles[weight.name] or "", []).append(weight)
     heads = _heads(model, layer, weights)
     thirds = heads if heads is not None and "fused" in weights else None
+    whole = weights["fused"][0] if thirds is not None else None
     for name in names:
         role = roles[name]
-        if role == "fused" and thirds is not None:
-            dim = weights["fused"][0].output_dim if "bias" not in name else 0
+        if thirds is not None and whole is not None and name in (whole.name, whole.bias):
+            dim = whole.output_dim if name == whole.name else 0
             for third, (start, size) in thirds.spans.items():
                 part = Part(name, dim, start, size)
                 anatomy.kinds.setdefault(f"attention {third}", []).append(part)
@@ -165,6 +168,18 @@ def _attention(
         anatomy.notes.append(f"The heads of {layer} cannot be told from its names and shapes.")
     else:
         anatomy.units.append(Units("heads", layer, depth, heads.count, tuple(heads.parts)))
+
+
+def _fused_otherwise(model: nn.Module, layer: str) -> str | None:
+    """The role of a fused matrix that is not query, key and value one after the other."""
+    for name, module in model.named_modules():
+        if name == layer or name.startswith(f"{layer}."):
+            kind = type(module).__name__
+            if kind.startswith("Disentangled") or getattr(module, "multi_query", None) is False:
+                return "by head"  # DeBERTa; GPTBigCode
+            if kind.startswith("CodeGen"):
+                return "in an order of its own"
+    return None
 
 
 @dataclass(frozen=True)
@@ -228,7 +243,8 @@ def _feed_forward(
     model: nn.Module, anatomy: Anatomy, layer: str, depth: int | None, names: Sequence[str]
 ) -> None:
     """One matrix reads the neurons; the others feed them, a gate as well as a value."""
-    weights = list(_weights(model, names))
+    # A bottleneck widens what the neurons have given; of the width of a gate it is none.
+    weights = [each for each in _weights(model, names) if "bottleneck" not in each.name]
     for second in reversed(weights):
         first = [weight for weight in weights if weight is not second]
         count = second.columns

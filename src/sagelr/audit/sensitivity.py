@@ -51,7 +51,13 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def audit(model: nn.Module, batches: Iterable[Any], loss: Loss = model_loss) -> Measured:
+def audit(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss = model_loss,
+    *,
+    frozen: bool = True,
+) -> Measured:
     """Measure the sensitivity of every parameter over batches, with dropout off.
 
     ::
@@ -64,14 +70,15 @@ def audit(model: nn.Module, batches: Iterable[Any], loss: Loss = model_loss) -> 
     give batches of one size, and compare only what was measured with the same.
 
     Besides the model and what the loss itself needs, it holds one gradient and two copies of the
-    parameters (in fp32 where they are narrower). Parameters are measured whether they are frozen
-    or not; the model and its gradients are left as they were.
+    parameters (in fp32 where they are narrower). The model and its gradients are left as they were.
 
     Args:
         model: any module.
         batches: what `loss` takes, one after another; read once.
         loss: (model, batch) → the batch's mean loss, a scalar. By default the `.loss` of
             `model(**batch)`.
+        frozen: measure parameters with requires_grad=False too. In the models that are trained here
+            these are constants, such as tables of sines; in others a backbone under adapters.
 
     Returns:
         Ī, mean U and mean loss.
@@ -87,7 +94,11 @@ def audit(model: nn.Module, batches: Iterable[Any], loss: Loss = model_loss) -> 
         >>> found.loss, found.sensitivity["weight"]
         (8.0, tensor([[2., 6.]]))
     """
-    params = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    params = {
+        name: param
+        for name, param in model.named_parameters()
+        if param.is_floating_point() and (frozen or param.requires_grad)
+    }
     if not params:
         raise UsageError(f"{type(model).__name__} has no parameters to measure.")
     means = {name: _zeros(param) for name, param in params.items()}

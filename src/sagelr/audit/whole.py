@@ -172,7 +172,7 @@ class _Inspection:
         request, subject = self.request, self.subject
         model = self.load()
         self._progress(0.0, "measuring")
-        measured = audit(model, self.batches.on(model.device), _fitting_loss)
+        measured = audit(model, self.batches.on(model.device), _fitting_loss, frozen=False)
         state = subject.folder / OPTIMIZER if subject.folder else None
         seen = None
         if state is not None and state.is_file() and subject.arm and subject.setting:
@@ -190,7 +190,7 @@ class _Inspection:
             "arm": subject.arm,
             "setting": subject.setting,
             "seed": subject.seed,
-            "parameters": sum(param.numel() for param in model.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "sensitivity": describe(model, measured),
             "optimizer": seen,
             "trace": subject.trace,
@@ -250,7 +250,8 @@ class _Inspection:
 
     def _tuner(self) -> Tuner:
         request, subject = self.request, self.subject
-        size = subject.recipe.train.batch_size or request.batch_size
+        options = subject.recipe.train
+        size = options.batch_size or request.batch_size
 
         def make(model: Any) -> torch.optim.Optimizer:
             if subject.trained_as is None or subject.setting is None:
@@ -262,7 +263,14 @@ class _Inspection:
             return make_optimizer(model, subject.trained_as, {**subject.setting, "lr": lr})
 
         def train(pruner: Pruner) -> None:
-            finetune(pruner, self.task, make, epochs=request.finetune, batch_size=size)
+            finetune(
+                pruner,
+                self.task,
+                make,
+                epochs=request.finetune,
+                batch_size=size,
+                accumulate=options.accumulate,
+            )
 
         return Tuner(request.finetune, train)
 

@@ -214,8 +214,8 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
         for curve in model["pruning"]["curves"] if model["pruning"] else ():
             trained = f", {curve['finetuned']} epochs after" if curve["finetuned"] else ""
             kind = f"{curve['structure']} by {curve['score']}{trained}"
-            share = f"{curve['keeps99'].get(recipe.metric, 0):.0%}"
-            kept.setdefault(kind, {})[number] = share
+            if (share := curve["keeps99"].get(recipe.metric)) is not None:
+                kept.setdefault(kind, {})[number] = f"{share:.0%}"
     for kind, shares in kept.items():
         table.add_row(
             f"99% of {recipe.score.label} up to: {kind}",

@@ -177,7 +177,10 @@ def _nearer(study: Study, sage: Arm, base: Arm) -> Step:
     own, size = grids[0], math.prod(map(len, grids[1].values())) if grids[1] else 4
     others = {axis: values for axis, values in own.items() if axis not in ("lr", "lr_ratio")}
     rates = max(1, size // math.prod(map(len, others.values())))
-    axes = {"lr_ratio": [2.0 ** (at - (rates - 1) // 2) for at in range(rates)], **others}
+    assert base.chosen is not None  # or the two were not far apart
+    # In lr, not in multiples: these would be placed again before the base's own grid is extended.
+    steps = (2.0 ** (at - (rates - 1) // 2) for at in range(rates))
+    axes = {"lr": [float(f"{step * base.chosen['lr']:.6g}") for step in steps], **others}
     grid = ", ".join(f"{axis} = {values}" for axis, values in axes.items())
     return Step(
         f"This does not settle it: {sage.label} was not tried near {base.label}'s best lr. A "

@@ -150,7 +150,8 @@ def _some(settings: list[str]) -> str:
 
 def _many(study: Study) -> list[str]:
     """Several comparisons: what is left of each p-value."""
-    if len(study.comparisons) < 2:
+    count = len(study.comparisons) + len(study.unpaired)
+    if count < 2:
         return []
     corrected = [
         f"{study.by_name[found['sage']].label} {p_value(found['p_holm'])}"
@@ -158,7 +159,7 @@ def _many(study: Study) -> list[str]:
         if "p_holm" in found
     ]
     told = (
-        f"There are {len(study.comparisons)} comparisons on this page: the more there are, the "
+        f"There are {count} comparisons on this page: the more there are, the "
         "likelier one of them is a chance find."
     )
     if corrected:

@@ -41,7 +41,7 @@ def finding(sides: Sequence[Side], scale: Scale, split: str) -> Verdict:
         headline = f"Sensitivity is as concentrated as if {listed(shares)} held all of it."
         return Verdict("audit", headline, IDLE, effective)
     shown = score_of(curves[0][1][0], scale)
-    reached = [mean([keeps(curve, shown) for curve in each]) or 0.0 for _, each in curves]
+    reached = [keeps(each, shown) or 0.0 for _, each in curves]
     told = [
         f"{reach:.0%} of the weights{' of ' + side.label if len(sides) > 1 else ''}"
         for reach, (side, _) in zip(reached, curves, strict=True)

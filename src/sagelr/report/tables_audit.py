@@ -174,7 +174,7 @@ def pruning(sides: Sequence[Side], scale: Scale, prefix: str) -> Table | None:
             shown = score_of(curves[0], scale)
             first, last = (curves[0]["points"][place]["sparsity"] for place in (0, -1))
             ends = [mean(scores_at(curves, sparsity, shown.name)) for sparsity in (first, last)]
-            kept = mean([keeps(curve, shown) for curve in curves])
+            kept = keeps(curves, shown)
             rows.append(
                 [
                     Cell(side.label, colour=side.colour),

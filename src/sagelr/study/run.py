@@ -250,7 +250,7 @@ class _Study:
                 self.request.note(
                     f"{name} was not tried at the best lr of {base}, {chosen[base]['lr']:g}, and "
                     "comes out of tuning behind it: it may be compared far below its best. A study "
-                    f"with arms.{name}.grid.lr_ratio in place of lr would begin there."
+                    f"with arms.{name}.grid.lr around that would tell."
                 )
         return self.storage.settle("chosen", chosen)
 

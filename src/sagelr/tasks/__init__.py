@@ -43,14 +43,18 @@ class Metric:
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
-    def show(self, value: float, digits: int = 2) -> str:
-        """A score as a person reads it.
+    def show(self, value: float) -> str:
+        """A score as a person reads it: percentages with two decimals, small numbers with more.
 
         Examples:
             >>> Metric("accuracy", scale=100, unit="%").show(0.9612)
             '96.12%'
+            >>> Metric("rmse", greater_is_better=False).show(0.01234)
+            '0.0123'
         """
-        return f"{value * self.scale:.{digits}f}{self.unit}"
+        shown = value * self.scale
+        places = 2 if self.scale == 100 or abs(shown) >= 10 else 3 if abs(shown) >= 1 else 4
+        return f"{shown:.{places}f}{self.unit}"
 
     def to_json(self) -> dict[str, Any]:
         """The metric as results.json holds it."""

@@ -49,7 +49,8 @@ class Translation(Task):
             test=data.test or min(round(len(train) / 10), MOST),
             seed=data.split_seed,
             limit=data.limit,
-            groups=train.source,
+            # What a model sees: sentences that differ in case alone are one.
+            groups=[text.lower() for text in train.source] if data.lowercase else train.source,
             as_named=data.validation_source is not None,
         )
         self._pairs = {

@@ -128,8 +128,8 @@ def _scores(
         colour = COLOURS[number % len(COLOURS)] if len(group) > 1 else side.colour
         dash = DASHES[number % len(DASHES)]
         traces += _line(key[1], curves, scale, colour, dash)
-    best = max(group, key=lambda pair: mean([keeps(c, scale) for c in pair[1]]) or 0.0)
-    reach = mean([keeps(curve, scale) for curve in best[1]])
+    best = max(group, key=lambda pair: keeps(pair[1], scale) or 0.0)
+    reach = keeps(best[1], scale)
     title = (
         f"By {best[0][1]}, {reach:.0%} can go and 99% of the {scale.label} stays"
         if reach is not None
@@ -189,14 +189,18 @@ def _line(
     )
 
 
-def keeps(curve: Mapping[str, Any], scale: Scale) -> float:
-    """The sparsity that keeps 99% of a metric; 0 where it is not known."""
-    return curve["keeps99"].get(scale.name, 0.0)
+def keeps(curves: Sequence[Mapping[str, Any]], scale: Scale) -> float | None:
+    """The sparsity that keeps 99% of a metric, on average; None where there was nothing to keep."""
+    known = (curve["keeps99"].get(scale.name) for curve in curves)
+    return mean([each for each in known if each is not None])
 
 
 def _kept(each: Sequence[tuple[Side, list[Mapping[str, Any]]]], scale: Scale) -> str:
     reached = [
-        f"{mean([keeps(curve, scale) for curve in curves]):.0%} ({side.label})"
+        f"{kept:.0%} ({side.label})"
         for side, curves in each
+        if (kept := keeps(curves, scale)) is not None
     ]
+    if not reached:
+        return f"{scale.label} against sparsity"
     return f"99% of the {scale.label} is kept up to a sparsity of {listed(reached)}"
