@@ -241,6 +241,41 @@ def test_either_way_to_give_an_lr_takes_the_place_of_the_other(tmp_path, given):
     assert back.arms["sage-adamw"].grid == load("digits-vit").arms["sage-adamw"].grid
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("multi30k-de-en-small", {"train.batch_size": 4}, (4, None)),
+        ("number-words", {"train.tokens_per_batch": 99}, (None, 99)),
+    ],
+)
+def test_the_size_of_a_batch_is_given_in_rows_or_in_tokens(tmp_path, name, given, expected):
+    found = load(name, given).train
+    assert (found.batch_size, found.tokens_per_batch) == expected
+    key, value = next(iter(given.items()))
+    text = f'extends = "{name}"\n[train]\n{key.removeprefix("train.")} = {value}\n'
+    (tmp_path / "mine.toml").write_text(text)
+    assert load(str(tmp_path / "mine.toml")).train == found
+    both = {"train.batch_size": 4, "train.tokens_per_batch": 99}
+    refused(lambda: load(name, both), "batch_size counts the rows of a batch")
+
+
+def test_epochs_that_are_asked_for_end_a_training_by_steps():
+    assert load("vit-cifar100").train.max_steps == 10_000
+    found = load("vit-cifar100", {"train.epochs": 3}).train
+    assert (found.epochs, found.max_steps) == (3, None)
+    for both in (
+        {"train.epochs": 3, "train.max_steps": 7},
+        {"train.max_steps": 7, "train.epochs": 3},
+    ):
+        found = load("vit-cifar100", both).train
+        assert (found.epochs, found.max_steps) == (3, 7)
+
+
+def test_an_lr_beside_multiples_of_the_bases_is_refused():
+    options = {"arms.sage-adamw.options.lr": 0.5, "arms.sage-adamw.grid.lr_ratio": [1, 2]}
+    refused(lambda: load("digits-vit", options), "lr stands both in options and in the grid")
+
+
 # -- finding and reading -------------------------------------------------------------------------
 
 

@@ -108,6 +108,25 @@ def test_a_trace_goes_on_from_a_checkpoint_as_if_it_had_not_stopped():
     assert resumed.to_json() == whole.to_json()
 
 
+def test_a_step_that_a_scaler_leaves_out_is_not_seen():
+    """Its gradients overflowed in 16 bits; the training goes on, and so does the trace."""
+    model, optimizer = model_and_optimizer()
+    trace = Trace(model, optimizer, 30)
+    train(model, optimizer, trace, range(1, 12))
+    known = trace.to_json()
+    skipped = next(step for step in trace.steps if step > 11)
+    weight = model["layers"][0].self_attn.in_proj_weight
+    for value in (torch.inf, torch.nan):
+        model["head"](model["layers"][0](torch.randn(4, 3, 8))).square().mean().backward()
+        weight.grad[0, 0] = value
+        trace.look(skipped, 0.5)
+        optimizer.zero_grad()
+    assert trace.to_json() == known
+    train(model, optimizer, trace, range(skipped, 31))
+    found = json.loads(json.dumps(trace.to_json(), allow_nan=False))
+    assert skipped in found["steps"]
+
+
 def test_a_run_that_ended_early_has_what_was_seen():
     model, optimizer = model_and_optimizer()
     trace = Trace(model, optimizer, 1000)

@@ -8,6 +8,7 @@ from torch import nn
 
 from sagelr.audit import Measured, audit, describe
 from sagelr.audit.curves import keeps
+from sagelr.audit.finetune import finetune
 from sagelr.audit.pruning import SCORES, STRUCTURES, Pruner
 from sagelr.errors import UsageError
 from sagelr.tasks import Metric
@@ -191,6 +192,39 @@ def test_planted_redundancy_is_found(model):
         assert (pruner.masks["layers.0.linear1.bias"].nonzero().view(-1) == gone).all()
 
 
+def test_batches_of_a_step_are_one_batch(task):
+    """An lr belongs to the rows of a step, however many passes they take."""
+    found = []
+    for rows, parts in ((16, 1), (4, 4)):
+        model = task.model(0).double()
+        scores = {name: torch.ones_like(param) for name, param in model.named_parameters()}
+        with Pruner(model, Measured(1.0, 1, scores, scores), whole=True) as pruner:
+            pruner.prune("unstructured", "magnitude", "global", 0.3)
+            finetune(
+                pruner,
+                _Doubles(task),
+                lambda model: torch.optim.SGD(model.parameters(), 0.1),
+                epochs=1,
+                batch_size=rows,
+                accumulate=parts,
+            )
+            found.append({name: param.detach().clone() for name, param in model.named_parameters()})
+    for name, param in found[0].items():
+        torch.testing.assert_close(found[1][name], param)
+        assert param.isfinite().all()
+
+
+class _Doubles:
+    """A task whose images are float64, so that sums in another order come out alike."""
+
+    def __init__(self, task) -> None:
+        self.task, self.train = task, task.train
+
+    def collate(self, rows):
+        batch = self.task.collate(rows)
+        return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
 def test_the_sparsity_that_keeps_99_percent_is_the_end_of_an_unbroken_row():
     metrics = {"accuracy": Metric("accuracy"), "error": Metric("error", greater_is_better=False)}
     rows = [(0.0, 0.8, 0.2), (0.2, 0.795, 0.201), (0.4, 0.7, 0.2025), (0.6, 0.8, 0.2)]
@@ -201,3 +235,6 @@ def test_the_sparsity_that_keeps_99_percent_is_the_end_of_an_unbroken_row():
     assert keeps(points, metrics) == {"accuracy": 0.2, "error": 0.2}
     points[1]["scores"]["accuracy"] = None
     assert keeps(points, metrics)["accuracy"] == 0
+    for point in points:
+        point["scores"]["accuracy"] = 0.0  # of nothing, nothing is kept
+    assert keeps(points, metrics) == {"error": 0.2}

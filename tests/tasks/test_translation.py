@@ -242,6 +242,19 @@ def test_beam_search_is_the_same_without_a_cache_and_at_any_batch_size(
     assert model.training
 
 
+def test_sentences_that_differ_in_case_alone_stay_together(tmp_path: Path) -> None:
+    """Where a model sees none: else it would be scored on what it was trained on."""
+    source = [f"Satz {n} {word}" for n in range(30) for word in ("Haus", "haus")]
+    for end, lines in (("de", source), ("en", [line.upper() for line in source])):
+        (tmp_path / f"c.{end}").write_text("\n".join(lines) + "\n")
+    files = {"source": tmp_path / "c.de", "target": tmp_path / "c.en"}
+    task = make(files, lowercase=True, validation=10, test=10)
+    known = {text.lower() for text in task._pairs["train"].source}
+    assert known
+    for role in ("validation", "test"):
+        assert not known & {text.lower() for text in task._pairs[role].source}
+
+
 def test_a_translation_has_an_end_that_the_model_has_positions_for(files: dict[str, Path]) -> None:
     task = make(files)
     model: Any = task.model(0)
