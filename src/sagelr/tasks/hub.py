@@ -208,19 +208,22 @@ def places_among(names: Sequence[str], classes: Sequence[str]) -> list[int] | No
         [2, 1, 0]
         >>> places_among(["LABEL_0", "LABEL_1"], ["no", "yes"])
         [0, 1]
+        >>> places_among(["no", "yes"], ["0", "1"])
+        [0, 1]
+        >>> places_among(["1", "0"], ["0", "1"])
+        [1, 0]
         >>> places_among(["a", "b"], ["b", "c"]) is None
         True
     """
     if len(names) != len(classes):
         return None
-    if is_unnamed(names) or list(classes) == [str(place) for place in range(len(classes))]:
-        return list(range(len(classes)))
     for form in (str, str.casefold):
         places = {form(name): place for place, name in enumerate(names)}
         wanted = [form(name) for name in classes]
         if len(places) == len(names) and places.keys() == {*wanted}:
             return [places[name] for name in wanted]
-    return None
+    numbers = [str(place) for place in range(len(classes))]
+    return list(range(len(classes))) if is_unnamed(names) or list(classes) == numbers else None
 
 
 def is_unnamed(names: Sequence[str]) -> bool:
@@ -249,6 +252,9 @@ def order_head(
 
     Returns:
         A notice that is empty if there is nothing to say.
+
+    Raises:
+        UsageError: its rows cannot be put into another order.
     """
     names = named(known)
     headed = type(model).__name__ in (known.architectures or ())
@@ -276,9 +282,13 @@ def order_head(
         if is_unnamed(names):
             return f"{name} does not name its classes: taken to be, in order, {_several(classes)}."
         return ""
-    for module in head:
-        for param in module.parameters():
-            param.data = param.data[places]
+    if not head:
+        raise UsageError(
+            f"{name} has the classes of the data in another order, and its head is none that can "
+            f"be put into this one: {type(model).__name__}. Save it with its classes sorted."
+        )
+    for param in head[0].parameters():
+        param.data = param.data[places]
     return ""
 
 
