@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from sagelr import SageAdamW, param_groups
+from sagelr.integrations.hf import sage_optimizer
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
@@ -43,10 +43,7 @@ def main(steps: int = 60) -> list[float]:
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            optimizer_cls_and_kwargs=(
-                SageAdamW,
-                {"params": param_groups(model, weight_decay=0.01), "lr": args.learning_rate},
-            ),
+            optimizer_cls_and_kwargs=sage_optimizer(args, model, weight_decay=0.01),
         )
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from sagelr.groups import layer_of, locate, module_kind, param_groups
 
@@ -619,3 +620,75 @@ def test_model_without_trainable_parameters_and_no_model():
     assert "26 parameters, none with requires_grad=True" in error(ValueError, frozen)
     assert "no trainable parameter" in error(ValueError, nn.ReLU())
     assert "of type list" in error(TypeError, list(Net().parameters()))
+
+
+# -- less usual layers ----------------------------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A block with factors of what its layers give, position tables and a second pair of halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.Module()
+        self.attn.qkv = nn.Linear(4, 12)
+        self.attn.attention_biases = nn.Parameter(torch.zeros(2, 9))
+        self.attn.cpb_mlp = nn.Linear(2, 8)
+        self.intermediate, self.output = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.intermediate_query, self.output_query = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.gate_attn = nn.Parameter(torch.zeros(1))
+        self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
+        self.mlp_layer_scale = nn.Module()
+        self.mlp_layer_scale.scale = nn.Parameter(torch.ones(4, 1, 1))
+
+
+def test_factors_and_position_tables_are_no_layers():
+    model = nn.ModuleDict({"layers": nn.ModuleList([Gated(), Gated()])})
+    places = {
+        name.removeprefix("layers.1."): (place.layer.removeprefix("layers.1."), place.kind)
+        for name, place in locate(model).items()
+        if name.startswith("layers.1.")
+    }
+    assert places["attn.qkv.weight"] == ("attn", "attention")
+    for half in ("intermediate", "output"):
+        assert places[f"{half}.weight"] == ("feed-forward", "feed-forward")
+        assert places[f"{half}_query.weight"] == ("feed-forward_query", "feed-forward")
+    others = {name for name, (_, kind) in places.items() if kind in ("other", "embedding")}
+    assert others == {
+        "attn.attention_biases",
+        "attn.cpb_mlp.weight",
+        "attn.cpb_mlp.bias",
+        "gate_attn",
+        "cross_attn_mlp_gate",
+        "mlp_layer_scale.scale",
+    }
+    decayed = {n for g in param_groups(model) if g["weight_decay"] for n, _ in g["params"]}
+    assert not {n for n in decayed if "scale" in n or "biases" in n}
+
+
+class CausalSelfAttention(nn.Module):
+    """Known as attention by its class alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(4, 12)
+
+
+class FeedForward(nn.Module):
+    """The same for a feed-forward network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, checkpoint_wrapper])
+def test_what_its_class_tells_is_told_when_it_is_wrapped(wrap):
+    def make(first):
+        pairs = [[CausalSelfAttention(), FeedForward()] for _ in range(2)]
+        pairs[0] = [first(module) for module in pairs[0]]
+        return nn.ModuleDict({"layers": nn.ModuleList(map(nn.ModuleList, pairs))})
+
+    plain, wrapped = (locate(make(first)) for first in (lambda module: module, wrap))
+    assert list(plain.values()) == list(wrapped.values())
+    assert {place.kind for place in plain.values()} == {"attention", "feed-forward"}

@@ -45,7 +45,8 @@ ALLOWED = f'{PATTERNS[:-1]}; "attention+ffn" (the default), "attention", "ffn", 
 MARKS: Mapping[Kind, tuple[str, str]] = {
     "norm": (r"norm|(^|_)(ln|bn)(_|\d|$)", r"(?<!pre)(?<!post)norm(\d*d|fp32|gated|_)?$"),
     "embedding": (
-        r"embed|(^|_)(emb|wte|wpe|rel_pos)(_|$)|relative_attention_bias|position_bias"
+        r"embed|(^|_)(emb|wte|wpe|rel_pos|cpb)(_|$)|relative_attention_bias|position_bias"
+        r"|attention_bias(es)?$"
         r"|(cls|class|mask|dist|distillation|reg|register|pos)_tokens?$",
         r"embedding(bag)?$",
     ),
@@ -66,7 +67,13 @@ HEAD = re.compile(
 NUMBER = re.compile(r"(?i)(?:.*(?:layer|block)_?)?(\d+)")
 BLOCK = re.compile(r"(?i)h|(res)?blocks?")
 COUNT = re.compile(r"(?<![^.])\d+(?![^.])")  # a component that is a number
-BIAS = re.compile(r"(?i)(^|[._])bias([._]|$)")
+BIAS = re.compile(r"(?i)(^|[._])bias(es)?([._]|$)")
+# Factors of what a layer gives, named after it: bare ones that begin or end so, and modules.
+FACTOR = re.compile(r"(?i)^(gate|alpha)_|_(gate|scale)$")
+LAYER_SCALE = re.compile(r"(?i)layer_?scale|_hc$")
+# Such as have two dimensions or more, most of them of size 1: of a gate, (IA)³, RWKV.
+SCALES = re.compile(r"(?i)(^|[._])(ia3_l|layer_?scale|time_(mix|decay|first|faaaa|maa))([._]|$)")
+HALVES = re.compile(r"(^|_)(intermediate|output)(_|$)")
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -225,13 +232,17 @@ class _Structure:
     """What the names alone do not tell: the modules, and which of them stand near attention."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = {
+            name: _unwrapped(module) for name, module in model.named_modules(remove_duplicate=False)
+        }
         self.beside: set[str] = set()  # modules with an attention module as a child
         self.above: set[str] = set()  # and those with one anywhere below
         self.mixtures: set[str] = set()  # modules with experts as a child
         self.numbered = False  # whether attention occurs in numbered layers
         for name, module in self.modules.items():
             parent, _, component = name.rpartition(".")
+            if component in WRAPPERS:  # told already where it is wrapped
+                continue
             if "expert" in component.lower():
                 self.mixtures.add(parent)
             if not name or _kind_of(component, module) != "attention":
@@ -242,6 +253,12 @@ class _Structure:
             self.beside.add(parent)
             self.above.update(".".join(outer[:end]) for end in range(len(outer) + 1))
             self.numbered |= any(map(NUMBER.fullmatch, outer))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """A module itself, where torch.compile, FSDP or activation checkpointing stands around it."""
+    inner = next((module._modules[name] for name in WRAPPERS if name in module._modules), None)
+    return module if inner is None else _unwrapped(inner)
 
 
 def _kind_of(component: str, module: nn.Module | None) -> Kind | None:
@@ -289,6 +306,12 @@ def _kinds(parts: list[str], paths: list[str], structure: _Structure | None) -> 
             else:
                 loose = parent in structure.beside
             kind = "feed-forward" if loose else None
+        elif kind is None and HALVES.search(part) and "output" in part:
+            other = f"{parent}.{part.replace('output', 'intermediate')}".lstrip(".")
+            kind = "feed-forward" if other in modules else None
+        bare = index == len(parts) - 1 and path not in modules
+        if kind and (LAYER_SCALE.search(part) or (bare and FACTOR.search(part))):
+            kind = "other"
         gate = part == "gate" and bool(kinds) and kinds[-1] == "feed-forward"
         if structure:
             gate = gate and parent in structure.mixtures  # else the gate of a gated unit
@@ -319,9 +342,13 @@ def _counts(
 
 def _layer(parts: list[str], at: int, kind: Kind) -> Place:
     """The attention or feed-forward layer at this component."""
-    loose = parts[at] in {"intermediate", "ffn_output"} or at == len(parts) - 2
-    half = kind == "feed-forward" and (loose or HALF.fullmatch(parts[at]))
-    layer = ".".join([*parts[:at], "feed-forward" if half else parts[at]])
+    name = parts[at]
+    if kind == "feed-forward":
+        if name != "ffn_output" and HALVES.search(name):  # there may be several pairs in a layer
+            name = HALVES.sub(r"\1feed-forward\3", name)
+        elif name == "ffn_output" or at == len(parts) - 2 or HALF.fullmatch(name):
+            name = "feed-forward"
+    layer = ".".join([*parts[:at], name])
     return Place(layer, _depth(parts[:at]), kind)
 
 
@@ -337,9 +364,11 @@ def _depth(parts: list[str]) -> int | None:
 
 
 def _is_offset(name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a parameter is a bias or part of a norm."""
+    """Whether a parameter is a bias, part of a norm, or a scale."""
     owner = name.rpartition(".")[0]
-    return bool(BIAS.search(name)) or _kind_of(owner.rpartition(".")[2], modules[owner]) == "norm"
+    if BIAS.search(name) or SCALES.search(name):
+        return True
+    return _kind_of(owner.rpartition(".")[2], modules[owner]) == "norm"
 
 
 def _scope(model: nn.Module, trainable: _Names, sage: Selector) -> set[Tensor]:

@@ -1,8 +1,10 @@
 """The Hugging Face Trainer: options from its arguments, groups, resume, the probe."""
 
+import copy
+
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from sagelr import SageAdamax, SageAdamW, SageSGD
 from sagelr.integrations.hf import SageProbeCallback, sage_optimizer
@@ -79,6 +81,69 @@ def test_a_checkpoint_of_the_trainers_adamw_goes_on_with_sage(example, tmp_path)
     state = next(iter(sage.optimizer.optimizer.state.values()))
     assert state["step"] == 64
     assert state["sensitivity_step"] == 32
+
+
+def held(optimizer, model):
+    """Whether an optimizer holds every trainable parameter of a model, and nothing else."""
+    found = {param for group in optimizer.param_groups for param in group["params"]}
+    return found == {param for param in model.parameters() if param.requires_grad}
+
+
+def test_groups_are_of_the_model_that_is_trained(example, tmp_path):
+    """With model_init that is another at every start, and so is the lr of a search."""
+    made = example("hf_trainer").make_trainer(str(tmp_path))
+    given = copy.deepcopy(made.model)
+    trainer = Trainer(
+        model_init=lambda: copy.deepcopy(given),
+        args=made.args,
+        train_dataset=made.train_dataset,
+        data_collator=made.data_collator,
+        optimizer_cls_and_kwargs=sage_optimizer(made.args, given, beta0=0.9),
+    )
+    for lr in (1e-3, 5e-3):
+        trainer.args.learning_rate = lr
+        trainer.train()
+        groups = trainer.optimizer.optimizer.param_groups
+        assert held(trainer.optimizer.optimizer, trainer.model)
+        assert not held(trainer.optimizer.optimizer, given)
+        assert [group["sage"] for group in groups] == [True, True, False, False]
+        assert {group["initial_lr"] for group in groups} == {lr}
+        assert {group["beta0"] for group in groups} == {0.9}
+
+
+def test_adapters_that_the_trainer_adds_are_trained(example, tmp_path):
+    peft = pytest.importorskip("peft")
+    trainer = example("hf_trainer").make_trainer(str(tmp_path))
+    options = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
+    trainer.model = peft.get_peft_model(trainer.model, options)  # as TRL does with peft_config
+    optimizer = trainer.create_optimizer()
+    assert held(optimizer, trainer.model)
+    named = {n: g["sage"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert any("lora_A" in name and sage for name, sage in named.items())
+
+
+def test_before_transformers_had_factories(example, tmp_path):
+    """Up to 5.1 the Trainer calls what it is given as a class, with groups of its model."""
+    trainer = example("hf_trainer").make_trainer(str(tmp_path))
+    make, options = sage_optimizer(trainer.args, trainer.model, beta0=0.9)
+    groups = [{"params": list(trainer.model.parameters()), "weight_decay": 0.0}]
+    optimizer = make(groups, **options)
+    assert held(optimizer, trainer.model)
+    assert {group["sage"] for group in optimizer.param_groups} == {True, False}
+    other = copy.deepcopy(trainer.model)
+    with pytest.raises(ValueError, match="trains another model"):
+        make([{"params": list(other.parameters())}], **options)
+
+
+def test_weight_decay_is_that_of_whoever_makes_the_groups(example, tmp_path):
+    trainer = example("hf_trainer").make_trainer(str(tmp_path))
+    own = sage_optimizer(trainer.args, trainer.model, weight_decay=0.25)
+    trainer.optimizer_cls_and_kwargs = own
+    assert {group["weight_decay"] for group in trainer.create_optimizer().param_groups} == {0.25, 0}
+    with pytest.raises(ValueError, match="the weight_decay of its arguments"):
+        sage_optimizer(trainer.args, weight_decay=0.25)
+    with pytest.raises(ValueError, match="no-such-layer"):
+        sage_optimizer(trainer.args, trainer.model, sage="no-such-layer")
 
 
 def test_a_scope_without_a_model_is_all_or_none_or_an_error(tmp_path):

@@ -48,7 +48,8 @@ def check_arm(name: str, arm: Arm) -> None:
             f"arms.{name}.role = {arm.role!r} does not fit its optimizer {arm.optimizer}: the "
             "Sage optimizers are for the role sage, torch's own for the roles base and variant."
         )
-    known = [key for key in inspect.signature(cls).parameters if key != "params"]
+    # Whether SAGE is on is what an arm's scope says.
+    known = [key for key in inspect.signature(cls).parameters if key not in {"params", "sage"}]
     grid = arm.grid_at(1.0)
     for option in (*arm.options, *grid):
         if option not in known:
