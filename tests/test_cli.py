@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import tomllib
@@ -134,6 +135,20 @@ def test_a_traceback_can_be_asked_for(program, monkeypatch):
 
 
 # -- as a process -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [("recipes",), ("recipes", "show", "digits-vit")])
+def test_output_that_has_not_all_characters(words):
+    """Of a recipe every one arrives, for it is a file; elsewhere some give way."""
+    found = subprocess.run(
+        [sys.executable, "-m", "sagelr", *words],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    if len(words) == 3:
+        assert found.stdout.decode() == built_in()["digits-vit"]
 
 
 def test_as_a_module_and_with_a_reader_that_leaves():

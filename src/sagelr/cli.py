@@ -19,20 +19,26 @@ EXTRAS = {
         (
             "accelerate",
             "datasets",
+            "filelock",
+            "huggingface_hub",
+            "numpy",
             "optuna",
+            "PIL",
             "psutil",
             "pydantic",
             "rich",
+            "sacrebleu",
             "safetensors",
             "scipy",
             "sklearn",
             "sqlalchemy",
+            "tokenizers",
             "transformers",
             "typer",
         ),
         "train",
     ),
-    **dict.fromkeys(("jinja2", "plotly"), "report"),
+    **dict.fromkeys(("jinja2", "markupsafe", "plotly"), "report"),
 }
 
 
@@ -44,6 +50,9 @@ NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected 
 def main() -> None:
     """Run the command on the command line and exit."""
     quiet()
+    for stream in (sys.stdout, sys.stderr):  # may be in an encoding without "–" or "β"
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for word in sys.argv[1:]:
             _check_text(word)

@@ -70,7 +70,7 @@ def test_the_users_word_goes_before_a_guess() -> None:
         ),
         (table(label=CLASSES, n=["1", "2", "3", "4"]), (None,) * 3, "no column holds text beside"),
         (table(text=LONG, label=CLASSES), ("text", "text", None), "have to be different columns"),
-        (table(great=LONG, yes=CLASSES), (None, None, "yes"), "'yes' in the first line is also a"),
+        (table(great=LONG, yes=CLASSES), (None,) * 3, "'yes' in the first line is also a"),
     ],
 )
 def test_what_cannot_be_found(given: Table, chosen: tuple[Any, Any, Any], message: str) -> None:
@@ -190,3 +190,31 @@ def test_a_text_that_is_no_text(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "label": 1}\n{"text": 5, "label": 0}\n{"label": 0}\n')
     with pytest.raises(UsageError, match=r"data\.jsonl, line 2: text holds 5 where text is wanted"):
         corpus.from_files({"train": path}, kind="auto", text=None, pair=None, label=None)
+
+
+def _own(path: Path) -> corpus.Corpus:
+    return corpus.from_files({"train": path}, kind="auto", text=None, pair=None, label=None)
+
+
+def test_a_column_may_be_called_like_a_class(tmp_path: Path) -> None:
+    """Where the user says so, or where names stand in every row."""
+    found = find_columns(table(spam=CLASSES, text=LONG), None, None, "spam")
+    assert (found.text, found.label) == ("text", "spam")
+    rows = [{"text": text, "yes": label} for text, label in zip(LONG, CLASSES, strict=True)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert list(_own(tmp_path / "l.jsonl").classes or ()) == ["no", "yes"]
+
+
+def test_an_underscore_makes_no_number(tmp_path: Path) -> None:
+    rows = [f"text {n},{n % 3}_{n % 3 + 1}" for n in range(30)]
+    (tmp_path / "b.csv").write_text("\n".join(["text,score", *rows]))
+    found = _own(tmp_path / "b.csv")
+    assert list(found.classes or ()) == ["0_1", "1_2", "2_3"]
+
+
+def test_classes_that_are_one_number_have_an_order(tmp_path: Path) -> None:
+    rows = [f"text {n},{('1', '01', '001', '2')[n % 4]}" for n in range(40)]
+    (tmp_path / "c.csv").write_text("\n".join(["text,label", *rows]))
+    found = _own(tmp_path / "c.csv")
+    assert found.classes is not None
+    assert list(found.classes) == ["001", "01", "1", "2"]

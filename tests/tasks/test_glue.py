@@ -178,6 +178,17 @@ def test_files_that_are_not_glues(tmp_path: Path, change, message: str) -> None:
         glue.load(glue.TASKS["rte"], folder)
 
 
+@pytest.mark.parametrize("score", ["nan", "inf", "-1", "5.5"])
+def test_a_score_that_is_none_is_told_with_its_line(tmp_path: Path, score: str) -> None:
+    folder = official("stsb", tmp_path)
+    path = folder / "train.tsv"
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines[1] = "\t".join([*lines[1].split("\t")[:-1], score])
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=f"line 2: the label '{score}'; allowed: a number from 0"):
+        glue.load(glue.TASKS["stsb"], folder)
+
+
 def test_a_named_folder_without_the_files(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"lacks train\.tsv or dev\.tsv, there and in its folder RTE"

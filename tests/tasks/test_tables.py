@@ -102,3 +102,12 @@ def test_errors_name_file_and_line(tmp_path: Path, name: str) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no\.csv: No such file"):
         read_table(tmp_path / "no.csv")
+
+
+def test_the_delimiter_is_told_by_the_first_line_without_what_is_quoted(tmp_path: Path) -> None:
+    for name, text in (
+        ("mac.csv", "text;label\rone, two, three;a\rfour, five;b\r"),
+        ("quoted.csv", '"How, in your words, was it?";label\none;a\n'),
+    ):
+        (tmp_path / name).write_text(text, newline="")
+        assert list(read_table(tmp_path / name).columns)[-1] == "label"

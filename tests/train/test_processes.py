@@ -165,7 +165,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(whole, tmp_path):
     assert_resumes(whole, tmp_path)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(whole, tmp_path, signum, status):
     running = begun(tmp_path, 3)
     running.send_signal(signum)

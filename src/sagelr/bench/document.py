@@ -73,6 +73,9 @@ def suite(name: str, title: str, shapes: Sequence[Shape], heats: Sequence[Heat])
             if known is not entry:  # the reference, which is in every heat
                 known["turns"] += entry["turns"]
                 known |= _times([turn["seconds"] for turn in known["turns"]])
+                if "moved_bytes_a_parameter" in known:
+                    moved = known["moved_bytes_a_parameter"] * count
+                    known["bytes_per_second"] = moved / known["median_seconds"]
     return {
         "name": name,
         "title": title,

@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A built-in recipe, or the path of a .toml file.")
@@ -61,6 +61,8 @@ def check_folder(folder: Path, option: str = "--out") -> None:
     for each in (folder, *folder.parents):
         if each.exists() and not each.is_dir():
             raise UsageError(f"{each} is a file. Give {option} a folder.")
+        if each.is_symlink() and not each.exists():
+            raise UsageError(f"{each} is a link to nothing. Give {option} a folder.")
 
 
 def check_apart(folder: Path, source: Path | None, option: str = "--out") -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -197,7 +198,7 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
     )
     table = Table()
     for heading in ("", *(model["label"] for model in document["models"])):
-        table.add_column(heading)
+        table.add_column(escape(heading))
     found = [model["sensitivity"] for model in document["models"]]
     rows = {
         "loss": [f"{each['loss']:.4g}" for each in found],
@@ -244,10 +245,12 @@ def _page(folder: Path) -> None:
     try:
         from sagelr.report import write_report
 
-        console.print(f"Page: {write_report(folder / AUDIT, folder / PAGE)}", markup=False)
+        page = write_report(folder / AUDIT, folder / PAGE)
+        console.print(f"Page: {page}", markup=False, soft_wrap=True)
     except ModuleNotFoundError as error:
         console.print(
             f"No page: {error.name} is missing. Install it: pip install 'sagelr[report]', then: "
-            f"sagelr report {folder}",
+            f"sagelr report {shlex.quote(str(folder))}",
             markup=False,
+            soft_wrap=True,
         )

@@ -130,7 +130,7 @@ def compare(
         )
     _tell(document, checked)
     if page.problem:
-        console.print(page.problem, style="yellow", markup=False)
+        console.print(page.problem, style="yellow", markup=False, soft_wrap=True)
     else:
         console.print(f"Page: {folder / PAGE}", markup=False, soft_wrap=True)
     failed = [entry for entry in document["runs"] if entry["status"] == "failed"]
@@ -201,7 +201,7 @@ class _Page:
         except ModuleNotFoundError as error:
             self.problem = (
                 f"No page: {error.name} is missing. Install it with pip install 'sagelr[report]', "
-                f"then: sagelr report {folder}"
+                f"then: sagelr report {shlex.quote(str(folder))}"
             )
         except OSError:
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -34,4 +36,7 @@ def show(recipe: RecipeArgument) -> None:
     """Print a recipe's TOML; of a results.json or run.json, the recipe in it."""
     from sagelr.recipe import read
 
-    print(read(recipe)[1], end="")
+    # A recipe is UTF-8, wherever it goes.
+    sys.stdout.flush()
+    sys.stdout.buffer.write(read(recipe)[1].encode())
+    sys.stdout.buffer.flush()

@@ -178,7 +178,8 @@ def train(
         if problem := result["predictions"]["problem"]:
             raise SagelrError(f"No predictions: {problem}")
         files = ", ".join(result["predictions"]["files"])
-        console.print(f"Predictions: {folder / 'predictions'}: {files}", soft_wrap=True)
+        where = f"Predictions: {folder / 'predictions'}: {files}"
+        console.print(where, markup=False, soft_wrap=True)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -219,7 +220,8 @@ class _Stop:
         told = "Saving a checkpoint. Once more to stop without."
         if self.over:
             told = "Every step is taken; the scores follow. Once more to stop without the model."
-        console.print(told, markup=False)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            console.print(told, markup=False)
 
 
 @contextlib.contextmanager
@@ -231,8 +233,12 @@ def _ctrl_c(stop: _Stop, alone: bool) -> Iterator[None]:
     if not alone or threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {signum: signal.signal(signum, stop.catch) for signum in wanted}
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {
+        signum: signal.signal(signum, stop.catch)
+        for signum in wanted
+        if signal.getsignal(signum) is not signal.SIG_IGN  # as nohup has it
+    }
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ take, the eager engine steps in; if `fused=True` asked for this one, that is sai
 from __future__ import annotations
 
 import array
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -226,6 +227,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sagelr"
 
 
+def for_this_process() -> Path:
+    """A new folder that goes when the process ends, for what the cache folder cannot hold."""
+    folder = Path(tempfile.mkdtemp(prefix="sagelr-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @functools.cache
 def _missing(kind: tuple[tuple[str, int], ...]) -> str | None:
     """Why there is no kernel of a kind; None if there is, made now if need be."""
@@ -267,17 +275,17 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
         *defines,
     )
     digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:20]
-    folder = cache_folder()
-    target = folder / f"step-{digest}.so"
-    if target.exists():
-        return target
+    name = f"step-{digest}.so"
     # Another process may build the same: each writes its own file, and the last rename wins.
     try:
-        scratch = _new_file(folder)
-    except OSError as error:
-        kept = Path(tempfile.mkdtemp(prefix="sagelr-"))
-        logger.warning("cannot keep compiled kernels in %s (%s); using %s", folder, error, kept)
-        scratch, target = _new_file(kept), kept / target.name
+        target = cache_folder() / name
+        if target.exists():
+            return target
+        scratch = _new_file(target.parent)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        kept = for_this_process()
+        logger.warning("cannot keep compiled kernels (%s); using %s", error, kept)
+        scratch, target = _new_file(kept), kept / name
     logger.info("compiling the fused CPU step into %s", target)
     command = [*cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -303,7 +303,7 @@ def _without_setting(words: list[str], key: str) -> list[str]:
     rest = iter(words)
     for word in rest:
         given = [word, next(rest, "")] if word == "--set" else [word]
-        if not given[-1].removeprefix("--set=").startswith(f"{key}="):
+        if given[-1].removeprefix("--set=").partition("=")[0].strip() != key:
             kept += given
     return kept
 

@@ -111,6 +111,7 @@ def _is_ours(path: Path) -> bool:
 
 def _write(out: Path, text: str) -> None:
     """Write so that the page is whole at every moment."""
+    out = out.resolve()  # a link stays one
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
         try:

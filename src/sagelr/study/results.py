@@ -36,7 +36,7 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the old file is left.
     """
-    text = dumps(results)
+    text, path = dumps(results), path.resolve()  # a link stays one
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sagelr.engines.cpu import cache_folder
+from sagelr.engines.cpu import cache_folder, for_this_process
 
 logger = logging.getLogger(__name__)
 
@@ -23,16 +23,16 @@ def kept(name: str, make: Callable[[Path], None]) -> Path:
         name: says what it is, and holds a hash of everything that it depends on.
         make: writes it to the path that it is given.
     """
-    folder = cache_folder()
-    target = folder / name
-    if target.exists():
-        return target
     try:
+        folder = cache_folder()
+        target = folder / name
+        if target.exists():
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
-    except OSError as error:
-        scratch = Path(tempfile.mkdtemp(prefix="sagelr-"))
-        logger.warning("cannot keep %s in %s (%s); using %s", name, folder, error, scratch)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        scratch = for_this_process()
+        logger.warning("cannot keep %s (%s); using %s", name, error, scratch)
         target = scratch / "kept" / name
         target.parent.mkdir()
     try:

@@ -84,10 +84,16 @@ def find_columns(table: Table, text: str | None, pair: str | None, label: str | 
             f"{table.name}: text, text_pair and label have to be different columns; they are "
             f"{text!r}, {pair!r} and {label!r}."
         )
-    if table.unit == "line" and label in {str(value).strip() for value in table.columns[label]}:
+    headed = table.unit == "line" and not table.name.endswith(".jsonl")
+    if (
+        headed
+        and "label" in guessed
+        and label in {str(value).strip() for value in table.columns[label]}
+    ):
         raise UsageError(
             f"{table.name}: {label!r} in the first line is also a value below it, so that line "
-            "seems to be a row. Put a line with names of columns above it, for example: text,label"
+            "seems to be a row. Put a line with names of columns above it, for example: text,label; "
+            f"or, if it is the name of the column too, --set task.label={label}"
         )
     return Columns(text, pair, label, tuple(guessed))
 
@@ -295,6 +301,8 @@ def _is_infinite(value: str) -> bool:
 
 def number(value: Any) -> float | None:
     """A finite number, or None."""
+    if isinstance(value, str) and "_" in value:  # Python's own way to write one
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError):

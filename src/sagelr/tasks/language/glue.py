@@ -250,8 +250,13 @@ def _read(task: GlueTask, path: Path, *, labelled: bool) -> tuple[Rows, list[int
 def _label(task: GlueTask, value: str, path: Path, line: int) -> int | float:
     allowed = task.classes if task.words else tuple(map(str, range(len(task.classes))))
     try:
+        if task.classes:
+            return allowed.index(value)
         # Scores are 32 bits wide on the hub; the same data are to have the same hash.
-        return allowed.index(value) if task.classes else float(np.float32(value))
+        score = float(np.float32(value))
+        if not 0 <= score <= 5:  # nor is it NaN
+            raise ValueError
+        return score
     except ValueError:
         raise UsageError(
             f"{path}, line {line}: the label {value!r}; allowed: "

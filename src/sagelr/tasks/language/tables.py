@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,8 @@ def _rows(path: Path, text: str, kind: str) -> tuple[list[int], dict[str, list[s
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Rows of a CSV; its delimiter is that of , ; and tab which its first line has most of."""
-    head = text.lstrip("\n").partition("\n")[0]
+    head = re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
+    head = re.sub('"[^"]*"', "", head)  # what is quoted delimits nothing
     delimiter = max(",;\t", key=head.count)
     before = csv.field_size_limit(LONGEST)
     # With strict, a quotation mark that is left open is an error and does not swallow the rest.
