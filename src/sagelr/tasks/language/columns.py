@@ -92,8 +92,8 @@ def find_columns(table: Table, text: str | None, pair: str | None, label: str | 
     ):
         raise UsageError(
             f"{table.name}: {label!r} in the first line is also a value below it, so that line "
-            "seems to be a row. Put a line with names of columns above it, for example: text,label; "
-            f"or, if it is the name of the column too, --set task.label={label}"
+            "seems to be a row. Put a line with names of columns above it, for example: "
+            f"text,label; or, if it is the name of the column too, --set task.label={label}"
         )
     return Columns(text, pair, label, tuple(guessed))
 
