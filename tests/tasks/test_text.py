@@ -611,7 +611,7 @@ def glue_folder(tmp_path: Path) -> Path:
     """CoLA, MRPC and STS-B with test sets, small."""
     for title, header, row in (
         ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{label}\t1\t2\tthe {n}\tthe {n}"),
-        ("STS-B", "index\tsentence1\tsentence2\tscore", "{n}\tthe {n}\tfilm {n}\t{n}.25"),
+        ("STS-B", "index\tsentence1\tsentence2\tscore", "{n}\tthe {n}\tfilm {n}\t0.{n:02}"),
         ("CoLA", None, "gj04\t{label}\t\tthe film {n}"),
     ):
         folder = tmp_path / title

@@ -34,7 +34,7 @@ CASES = {
     "accumulating": (7, {"train__batch_size": 4, "train__accumulate": 3}),
     "best epoch": (8, {"train__early_stopping": 2, "train__epochs": 4}),
     "mean of epochs": (12, {"train__average_checkpoints": 2}),
-    "by tokens": (7, {"train__tokens_per_batch": 60}),
+    "by tokens": (7, {"train__tokens_per_batch": 60, "train__batch_size": None}),
     "by length": (7, {"train__length_grouped": True}),
     "in bf16": (7, {"train__precision": "bf16"}),
     "8-bit state": (7, {"arms__sage-adamw__options": {"state_format": "8bit"}}),

@@ -206,7 +206,8 @@ def test_every_epoch_is_announced_to_rows_that_change():
 
 
 def test_batches_by_length_and_by_tokens():
-    grouped, counted = small(train__length_grouped=True), small(train__tokens_per_batch=40)
+    grouped = small(train__length_grouped=True)
+    counted = small(train__tokens_per_batch=40, train__batch_size=None)
     for recipe in (grouped, counted):
         task = recorded(recipe)
         train(recipe, sage(), task)
