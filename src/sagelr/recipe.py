@@ -346,6 +346,10 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
     patterns = list(_known_keys(result))
     aliases = _aliases(result)
     keys = {aliases.get(name, name): value for name, value in values.items()}
+    beside: dict[str, list[str]] = {}  # table → what is replaced in it
+    for key in keys:
+        inner, _, last = key.rpartition(".")
+        beside.setdefault(inner, []).append(last)
     for key, value in keys.items():
         if not any(re.fullmatch(pattern, key) for pattern, _ in patterns):
             names = [*aliases, *(name for _, name in patterns)]
@@ -356,8 +360,7 @@ def override(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UsageError(f"{where}: {key!r} reaches into {part!r}, which is not a table.")
-        beside = [other.rpartition(".") for other in keys]
-        _make_room(table, [name for where, _, name in beside if where == ".".join(path)])
+        _make_room(table, beside[key.rpartition(".")[0]])
         table[last] = value
     return result
 

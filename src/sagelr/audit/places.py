@@ -151,13 +151,12 @@ def _attention(
     for weight in _weights(model, names):
         weights.setdefault(roles[weight.name] or "", []).append(weight)
     heads = _heads(model, layer, weights)
-    thirds = heads if heads is not None and "fused" in weights else None
-    whole = weights["fused"][0] if thirds is not None else None
+    whole = weights["fused"][0] if "fused" in weights else None
     for name in names:
         role = roles[name]
-        if thirds is not None and whole is not None and name in (whole.name, whole.bias):
+        if heads is not None and whole is not None and name in (whole.name, whole.bias):
             dim = whole.output_dim if name == whole.name else 0
-            for third, (start, size) in thirds.spans.items():
+            for third, (start, size) in heads.spans.items():
                 part = Part(name, dim, start, size)
                 anatomy.kinds.setdefault(f"attention {third}", []).append(part)
         else:

@@ -241,7 +241,7 @@ def load(subject: Subject, task: Task, folder: Path | None = None) -> tuple[PreT
             f"{source}: there is no such folder. The recipe {subject.recipe.name} builds its "
             "models itself and takes none of the hub: give the folder of such a model."
         )
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import PretrainedConfig
 
     cls = type(model)
     config, _ = hub.load("configuration", source, PretrainedConfig.get_config_dict)
@@ -259,7 +259,7 @@ def load(subject: Subject, task: Task, folder: Path | None = None) -> tuple[PreT
         return _placed(model, subject.recipe), notice
     notice = ""
     if by_name:
-        own: Any = hub.load("configuration", source, AutoConfig.from_pretrained)
+        own = type(model.config).from_dict(config)
         notice = task.adopt(source, own)
         for key in OF_LABELS:  # what is exported speaks of labels as it did
             vars(model.config).pop(key, None)

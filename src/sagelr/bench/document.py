@@ -73,9 +73,7 @@ def suite(name: str, title: str, shapes: Sequence[Shape], heats: Sequence[Heat])
             if known is not entry:  # the reference, which is in every heat
                 known["turns"] += entry["turns"]
                 known |= _times([turn["seconds"] for turn in known["turns"]])
-                if "moved_bytes_a_parameter" in known:
-                    moved = known["moved_bytes_a_parameter"] * count
-                    known["bytes_per_second"] = moved / known["median_seconds"]
+                known |= _speed(known, count)
     return {
         "name": name,
         "title": title,
@@ -116,15 +114,21 @@ def _entry(measured: Measured, heat: Heat, count: int) -> dict[str, Any]:
     state = measured.state / count
     # θ is read and written, g is read, state is read and written: no step can move less.
     moved = 12 + 2 * state
-    return entry | {
+    entry |= {
         "state_bytes": measured.state,
         "state_bytes_a_parameter": state,
         "peak_bytes": measured.peak,
         "peak_bytes_a_parameter": (measured.peak or 0) / count,
         "compile_seconds": measured.compiling,
         "moved_bytes_a_parameter": moved,
-        "bytes_per_second": moved * count / entry["median_seconds"],
     }
+    return entry | _speed(entry, count)
+
+
+def _speed(entry: Mapping[str, Any], count: int) -> dict[str, float]:
+    """Bytes a second, where it is known how many a step moves."""
+    moved = entry.get("moved_bytes_a_parameter")
+    return {} if moved is None else {"bytes_per_second": moved * count / entry["median_seconds"]}
 
 
 def _base(heat: Heat, family: str) -> str | None:

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +87,7 @@ def train(
 
     from sagelr.recipe import load
     from sagelr.study.results import machine, versions, write
+    from sagelr.tasks import hub
     from sagelr.train import Run, check_arm, name_of, processes, rank
     from sagelr.train import train as run
     from sagelr.training import checkpoint
@@ -116,8 +116,9 @@ def train(
         console.print(line, markup=False, soft_wrap=True)
     if main:
         if overwrite and not resume:  # only now: what is refused has to leave all as it was
+            model = hub.folder_of(task.pretrained) if task.pretrained else None
             for each in (folder, *checkpoint.folders(folder)):
-                check_apart(each, task.model_folder)
+                check_apart(each, model)
             checkpoint.clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
@@ -230,20 +231,10 @@ def _ctrl_c(stop: _Stop, alone: bool) -> Iterator[None]:
 
     Several processes would hear of it at different steps: there, the last checkpoint stands.
     """
-    if not alone or threading.current_thread() is not threading.main_thread():
+    from sagelr.study.signals import handled
+
+    with handled(stop.catch) if alone else contextlib.nullcontext():
         yield
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {
-        signum: signal.signal(signum, stop.catch)
-        for signum in wanted
-        if signal.getsignal(signum) is not signal.SIG_IGN  # as nohup has it
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ Over = Literal["tensor", "group"]
 OVERS: tuple[str, ...] = get_args(Over)
 SHAPE = operator.attrgetter("shape")  # in a map it is faster than a comprehension, or size()
 IS_CPU = operator.attrgetter("is_cpu")
+CPU = torch.device("cpu")
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
 # the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
@@ -203,7 +204,9 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
             _check_shapes(name, column, blocks, shapes)
     for name in plan.count_names():
         sound = sound and _dtypes(state[name]) == {torch.float32}
-        sound = sound and (plan.capturable or all(map(IS_CPU, state[name])))
+        # Read by the kernel where a graph may be captured, and here where not; they lie elsewhere
+        # if capturable was changed in between.
+        sound = sound and _all_on(state[name], device if plan.capturable else CPU)
     if sound:
         return set()
     if len(params) == 1:
@@ -224,13 +227,15 @@ def _dtypes(column: Sequence[Tensor]) -> set[torch.dtype]:
     return {each.dtype for each in column}
 
 
+def _all_on(column: Sequence[Tensor], device: torch.device) -> bool:
+    if device.type == "cpu":
+        return all(map(IS_CPU, column))
+    return {*map(Tensor.get_device, column)} == {device.index}
+
+
 def _check_device(name: str, column: Sequence[Tensor], device: torch.device) -> None:
     """Refuse state that lies elsewhere than its parameter: there is no walking it from here."""
-    if device.type == "cpu":
-        here = all(map(IS_CPU, column))
-    else:
-        here = {*map(Tensor.get_device, column)} == {device.index}
-    if not here:
+    if not _all_on(column, device):
         other = next(each.device for each in column if each.device != device)
         raise RuntimeError(
             f"A parameter on {device} has {name} on {other}: the model was moved after the "

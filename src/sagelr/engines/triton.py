@@ -103,7 +103,7 @@ def update(
     places: Sequence[Place],
 ) -> None:
     """Take one step on every parameter, in place; all on one device and of one dtype."""
-    apart = _apart(plan, params, grads, state)
+    apart = sorted(unlike(plan, params, grads, state))  # counts too: see there
     if apart:
         _say_apart()
         foreach.update(plan, *_pick(apart, params, grads, state, places))
@@ -119,21 +119,6 @@ def update(
         for (aligned, *counts), alike in launches.items():
             _launch(plan, params[0], tuple(alike), aligned, *counts)
     torch.autograd.graph.increment_version(params)
-
-
-def _apart(
-    plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state: State
-) -> list[int]:
-    """Parameters that the kernel cannot take.
-
-    The counts are read by the kernel where a graph may be captured and here where not; they lie
-    elsewhere if capturable was changed in between.
-    """
-    apart = unlike(plan, params, grads, state)
-    where = params[0].device if plan.capturable else torch.device("cpu")
-    for name in plan.count_names():
-        apart |= {i for i, count in enumerate(state[name]) if count.device != where}
-    return sorted(apart)
 
 
 @functools.cache

@@ -187,17 +187,6 @@ class Sage(Optimizer):
             ValueError: the groups do not match, the state is in 8-bit codes of this package, or was
                 saved with `relative` or `lr_scale`, which a wrapped base does not have.
         """
-        for group in state_dict["param_groups"]:
-            for option, key, off in (
-                ("relative", "relative", None),
-                ("lr_scale", "sage_lr_scale", 1),
-            ):
-                if group.get(key, off) != off:
-                    raise ValueError(
-                        f"This state was saved with {option}={group[key]}, which Sage does not "
-                        "have. Load it into the optimizer that saved it, or start afresh from the "
-                        "model's weights."
-                    )
         casts = any(
             kind is not Optimizer and kind.__module__.startswith("torch.optim")
             for kind in type(self.base).__mro__

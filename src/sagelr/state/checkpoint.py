@@ -73,6 +73,7 @@ def load(
         _refuse_amsgrad(optimizer, incoming)
         if averages is None:
             _refuse_codes(optimizer, incoming)
+            _refuse_options(optimizer, incoming)
         else:
             _refuse_foreign(optimizer, incoming, averages)
         _refuse_cast(optimizer, incoming)
@@ -147,6 +148,21 @@ def _refuse_codes(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
                 f"{type(optimizer).__name__} cannot read. Load it into a SageAdamW with "
                 "state_format='float32', and give on what that saves."
             )
+
+
+def _refuse_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
+    """Refuse what changes a step of this package's optimizers, and no base knows of."""
+    for group in incoming["param_groups"]:
+        for option, value, off in (
+            ("relative", group.get("relative"), None),
+            ("lr_scale", group.get("sage_lr_scale", 1), 1),
+        ):
+            if value != off:
+                raise ValueError(
+                    f"This state was saved with {option}={value}, which "
+                    f"{type(optimizer).__name__} does not have. Load it into the optimizer that "
+                    "saved it, or start afresh from the model's weights."
+                )
 
 
 def _refuse_cast(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from sagelr.errors import SagelrError
@@ -38,17 +38,24 @@ def caught() -> Iterator[Signals]:
     (nohup has a program ignore that its terminal is gone.)
     """
     signals = Signals()
+    with handled(signals.catch):
+        yield signals
+
+
+@contextlib.contextmanager
+def handled(catch: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The same, with a handler of one's own."""
     if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may catch signals
+        yield  # only the main thread may catch signals
         return
     wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {
-        signum: signal.signal(signum, signals.catch)
+        signum: signal.signal(signum, catch)
         for signum in wanted
         if signal.getsignal(signum) is not signal.SIG_IGN
     }
     try:
-        yield signals
+        yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

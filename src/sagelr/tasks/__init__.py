@@ -109,7 +109,6 @@ class Task(ABC):
             that apply to the data at hand.
         given: the names of those; empty where it is all of them.
         pretrained: name or folder of the model that training starts from; None from scratch.
-        model_folder: where a pretrained model is read from; None from the hub, or from scratch.
         train: what is trained on.
         validation: chooses settings.
         test: is scored once, at the end.
@@ -120,7 +119,6 @@ class Task(ABC):
     metrics: ClassVar[Mapping[str, Metric]]
     given: Sequence[str] = ()
     pretrained: str | None = None
-    model_folder: Path | None = None
     train: Split
     validation: Split
     test: Split

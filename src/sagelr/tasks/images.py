@@ -95,7 +95,6 @@ class ImageClassification(Task):
         self._pretrained = None
         if model.name != vit.FROM_SCRATCH:
             self._pretrained, self.pretrained = vit.look_up(model.name), model.name
-            self.model_folder = hub.folder_of(model.name)
         self._source = source = sources.open_source(data.data, data.name, data.image, data.label)
         self.given = ["accuracy", "top5"] if len(source.classes) > 10 else ["accuracy"]
         self.side, self.size = self._sizes()

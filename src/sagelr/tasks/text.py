@@ -135,7 +135,7 @@ class TextClassification(Task):
         self._scale = _scale(self._rows["train"]) if found.standardize else (0.0, 1.0)
         self._name = _packaged() if model.name == "minilm" else model.name
         if self._name != FROM_SCRATCH:
-            self.pretrained, self.model_folder = self._name, hub.folder_of(self._name)
+            self.pretrained = self._name
         self._places: list[int] | None = None  # of the data's classes among those of the model
         self.tokenizer = self._make_tokenizer()
         self._splits = {role: self._encode(self._rows[role]) for role in ROLES}

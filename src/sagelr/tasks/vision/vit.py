@@ -15,7 +15,7 @@ from sagelr.errors import UsageError
 from sagelr.tasks import hub
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FROM_SCRATCH = "from-scratch"
 Colours = tuple[float, float, float]
@@ -51,6 +51,7 @@ class Pretrained:
         mean: of the colours from 0 to 1, which is taken off.
         deviation: what they are then divided by.
         processor: whether mean and deviation came with it.
+        config: its configuration.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Pretrained:
     mean: Colours
     deviation: Colours
     processor: bool
+    config: PretrainedConfig | None = None
 
 
 PLAIN = Pretrained("", 0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), False)
@@ -83,9 +85,9 @@ def look_up(name: str) -> Pretrained:
         with hub.quiet():
             found, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
-        return Pretrained(name, size, PLAIN.mean, PLAIN.deviation, False)
+        return Pretrained(name, size, PLAIN.mean, PLAIN.deviation, False, config)
     mean, deviation = (tuple(found.get(key, PLAIN.mean)) for key in ("image_mean", "image_std"))
-    return Pretrained(name, size, mean, deviation, True)
+    return Pretrained(name, size, mean, deviation, True, config)
 
 
 def from_scratch(
@@ -134,9 +136,9 @@ def fine_tuned(
     Raises:
         UsageError: it does not load, or is no ViT and cannot change its size.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
 
-    known = hub.load("configuration", pretrained.name, AutoConfig.from_pretrained)
+    assert pretrained.config is not None
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: Any
@@ -146,7 +148,7 @@ def fine_tuned(
             AutoModelForImageClassification.from_pretrained,
             **_named(classes),
         )
-        head = hub.order_head(pretrained.name, model, known, classes)
+        head = hub.order_head(pretrained.name, model, pretrained.config, classes)
         notice = " ".join(filter(None, (notice, head)))
         if size == pretrained.size:
             return model, notice
