@@ -37,9 +37,10 @@ docs: $(STAMP)
 # One row of docs/evidence, for example `make evidence-rte-adamw`; TIER=full on a GPU. It goes on
 # where it stopped. Beside a row: CONTROLS=1 runs its controls, CONTROLS=A,B these alone, RELATIVE=1
 # the relative rule where the row leaves it out, REUSE=1 has these take over the row's own runs,
-# VARIANT=NAME the row under other conditions, and MATCHED=1 measures its models at matched loss.
+# REUSE=NAME those of another published study, VARIANT=NAME is the row under other conditions, and
+# MATCHED=1 measures its models at matched loss.
 evidence-%: $(STAMP)
-	$(BIN)/python evidence/$(if $(MATCHED),matched,run).py $* --tier $(or $(TIER),small) $(if $(CONTROLS),--controls $(filter-out 1,$(CONTROLS))) $(if $(RELATIVE),--relative) $(if $(VARIANT),--variant $(VARIANT)) $(if $(REUSE),--reuse)
+	$(BIN)/python evidence/$(if $(MATCHED),matched,run).py $* --tier $(or $(TIER),small) $(if $(CONTROLS),--controls $(filter-out 1,$(CONTROLS))) $(if $(RELATIVE),--relative) $(if $(VARIANT),--variant $(VARIANT)) $(if $(REUSE),--reuse $(filter-out 1,$(REUSE)))
 
 evidence-report: $(STAMP)
 	$(BIN)/python evidence/report.py

@@ -1,6 +1,6 @@
 """Run one row of the evidence, or go on with it, and publish what there is.
 
-    python evidence/run.py TASK [--tier small|full] [--reuse]
+    python evidence/run.py TASK [--tier small|full] [--reuse [NAME]]
                                 [--controls [A,B] | --relative] [--variant NAME]
 
 The study is kept in runs/evidence/; when it is complete, results with the recipe, summary and page
@@ -9,7 +9,8 @@ with, whatever became of recipes since. With --controls the controls of the reci
 are compared with SageAdamW's base in a study of their own, TASK-controls or TASK-controls-A-B; with
 --relative the relative rule alone, in TASK-relative, where the row's tier leaves it out. With
 --variant it is TASK-variant-NAME, the row under other conditions, in the place of the row.
-With --reuse these take over what the row itself has run. SAGELR_DATA names a folder of data.
+With --reuse these take over what the row itself has run, or another published study of its tier:
+NAME. SAGELR_DATA names a folder of data.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> int:
     further.add_argument("--controls", nargs="?", const="all", metavar="A,B")
     further.add_argument("--relative", action="store_true")
     parser.add_argument("--variant", metavar="NAME")
-    parser.add_argument("--reuse", action="store_true")
+    parser.add_argument("--reuse", nargs="?", const="", metavar="NAME")
     parser.add_argument("--jobs", type=int)
     options = parser.parse_args()
     rows = {row["task"]: row for row in tomllib.loads(ROWS.read_text())["row"]}
@@ -85,8 +86,8 @@ def main() -> int:
     command += ["--arms", ",".join(arms)]
     for key, value in {**row[options.tier], **conditions, **data_of(row)}.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
-    if options.reuse:
-        command += ["--reuse", str(published / whole)]
+    if options.reuse is not None:
+        command += ["--reuse", str(published / (options.reuse or whole))]
     if options.jobs:
         command += ["--jobs", str(options.jobs)]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
