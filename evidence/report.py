@@ -54,7 +54,8 @@ def pages() -> dict[Path, str]:
         "are in [protocol.md](protocol.md), written before the runs. Differences are SAGE "
         "minus its base, both tuned on the same budget, on fresh seeds. *With other examples* is "
         "the interval with the test examples drawn anew as well as the seeds; – where the metric "
-        "is no mean over examples, and for runs before 2026-11-27, which did not keep them.\n",
+        "is no mean over examples, and for the first runs, to the morning of 2026-11-27, which "
+        "kept none.\n",
         *conclusions(rows),
     ]
     for tier, words in TIERS.items():

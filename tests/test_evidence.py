@@ -25,6 +25,22 @@ def test_the_page_and_its_pictures_are_those_of_the_results(report: Any) -> None
         assert path.read_text(encoding="utf-8") == text, f"{path}: run `make evidence-report`"
 
 
+def test_a_record_does_not_contradict_itself() -> None:
+    """`comparison` is the first of `comparisons`, and what was replaced is so in the recipe."""
+    found = sorted((ROOT / "results" / "evidence").glob("*/*/results.json"))
+    assert found
+    for path in found:
+        data = json.loads(path.read_text())
+        assert data["comparison"] == data["comparisons"][0], path
+        summary = json.loads(path.with_name("summary.json").read_text())
+        assert all(data[key] == value for key, value in summary.items()), path
+        for key, value in data["overrides"].items():
+            at = data["recipe"]
+            for part in key.split("."):
+                at = at[part]
+            assert at == value, (path, key)
+
+
 def test_a_row_without_results_says_how_to_run_it(report: Any) -> None:
     row = {"task": "none-such", "title": "None such", "base": "adamw", "sage": "sage-adamw"}
     assert list(report.table("full", [row]))[2].endswith(

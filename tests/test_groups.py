@@ -269,6 +269,29 @@ def test_torch_transformer():
     assert not any("norm" in name for name in both_sides)
 
 
+@pytest.mark.parametrize("kind", ["XLM", "Flaubert"])
+def test_layers_kept_in_a_list_of_each_kind(kind):
+    """XLM has `attentions.0` and `ffns.0` where others have `layers.0.attention`."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(vocab_size=20, emb_dim=8, n_layers=2, n_heads=2)
+    model = getattr(transformers, f"{kind}Model")(config)
+    layers = {
+        (at.layer, at.depth, at.kind) for at in locate(model).values() if at.depth is not None
+    }
+    found = {(f"attentions.{i}", i, "attention") for i in range(2)}
+    found |= {(f"ffns.{i}", i, "feed-forward") for i in range(2)}
+    assert {at for at in layers if at[2] != "norm"} == found
+
+
+def test_attention_in_a_list_beside_numbered_layers():
+    """BLT's cross attention, and none of Perceiver's layers, which hold more than attention."""
+    attention = nn.ModuleList([nn.MultiheadAttention(4, 2) for _ in range(2)])
+    places = locate(Net(cross_attn=attention, self_attends=nn.ModuleList([Block()])))
+    assert places["cross_attn.1.in_proj_weight"] == ("cross_attn.1", 1, "attention")
+    assert places["self_attends.0.attn.qkv.weight"] == ("self_attends.0.attn", 0, "attention")
+    assert places["self_attends.0.mlp.fc1.weight"] == ("self_attends.0.mlp", 0, "feed-forward")
+
+
 def test_multihead_attention_alone_is_attention():
     module = nn.MultiheadAttention(4, 2, add_bias_kv=True)
     groups = param_groups(module)

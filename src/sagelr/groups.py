@@ -281,7 +281,7 @@ def _locate(name: str, structure: _Structure | None) -> Place:
     if inner == "attention" or inner == "feed-forward":
         for at, kind in enumerate(kinds):  # the outermost module of this kind is the layer
             if kind == inner and _counts(parts, paths, at, inner, structure):
-                return _layer(parts, at, inner)
+                return _layer(parts, at + _is_list(paths, at, inner, structure), inner)
         inner = None
     head = any(map(HEAD.search, parts))
     shared = "shared" in parts[-2:]  # T5, BART and Marian call their token embedding so
@@ -331,13 +331,22 @@ def _counts(
     if structure is None:
         return bool(numbers)
     if not numbers:
-        parent = paths[at].rpartition(".")[0]
-        return not structure.numbered and (kind == "attention" or parent in structure.beside)
+        if structure.numbered and not _is_list(paths, at, kind, structure):
+            return False
+        return kind == "attention" or paths[at].rpartition(".")[0] in structure.beside
     if kind == "attention" or not structure.above:
         return True
     layers = {paths[i] for i in numbers}
     lists = {layer.rpartition(".")[0] for layer in layers} - {""}
     return not structure.above.isdisjoint(layers | lists)
+
+
+def _is_list(paths: list[str], at: int, kind: Kind, structure: _Structure | None) -> bool:
+    """Whether this is a list of layers of one kind, as XLM keeps them: `attentions.0`."""
+    if structure is None or at + 1 == len(paths):
+        return False
+    outer, inner = (structure.modules.get(paths[i]) for i in (at, at + 1))
+    return isinstance(outer, nn.ModuleList) and _kind_of("", inner) == kind
 
 
 def _layer(parts: list[str], at: int, kind: Kind) -> Place:
@@ -349,7 +358,8 @@ def _layer(parts: list[str], at: int, kind: Kind) -> Place:
         elif name == "ffn_output" or at == len(parts) - 2 or HALF.fullmatch(name):
             name = "feed-forward"
     layer = ".".join([*parts[:at], name])
-    return Place(layer, _depth(parts[:at]), kind)
+    depth = _depth(parts[:at])
+    return Place(layer, _depth(parts[: at + 1]) if depth is None else depth, kind)
 
 
 def _depth(parts: list[str]) -> int | None:

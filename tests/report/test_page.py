@@ -533,11 +533,11 @@ def test_every_definition_that_is_asked_for_is_there(study, audit, show):
 
 
 def test_it_says_how_it_was_made(study, show):
-    document = study(overrides={"train.epochs": 3})
+    document = study(overrides={"train.epochs": 15})
     text = show(document).text
     for told in (
         document["command"],
-        "train.epochs = 3",
+        "train.epochs = 15",
         "Invented here.",
         "1,000 train, 300 validation and 497 test",
         "seeds 1000–1009",
@@ -547,6 +547,40 @@ def test_it_says_how_it_was_made(study, show):
         document["data"]["sha256"],
     ):
         assert told in text
+
+
+def test_runs_of_another_machine_are_told_and_times_are_not_compared(study, show):
+    def brought(run):
+        if run["arm"] == "sage-adamw":
+            run["seconds"] = 60.0
+            run["versions"] = {"torch": "2.12.0"}
+            if run["stage"] == "report":
+                run["machine"] = {"processor": "a CPU", "vectors": "AVX512", "cores": 2}
+
+    here = show(study(gap=0.02, spread=0.005)).text
+    assert "different machines" not in here
+    assert "but 10 runs" not in here
+    document = study(gap=0.02, spread=0.005, spoil=brought)
+    old = sum("versions" in run for run in document["runs"])
+    text = show(document).text
+    assert "report runs were made on different machines" in text
+    assert "but 10 runs a CPU, AVX512, 2 cores" in text
+    assert f"but {old} runs torch 2.12.0" in text
+    assert "Weigh the gain against the time" not in text
+
+    def slower(run):
+        run["seconds"] = 60.0 if run["arm"] == "sage-adamw" else 4.2
+
+    assert (
+        "Weigh the gain against the time" in show(study(gap=0.02, spread=0.005, spoil=slower)).text
+    )
+
+
+def test_settings_replaced_are_those_in_force(study):
+    """A study may go on with more seeds than it began with."""
+    document = study(overrides={"study.report_seeds": 4, "task.no_such_thing": 1})
+    assert document["recipe"]["study"]["report_seeds"] == 10
+    assert document["overrides"] == {"study.report_seeds": 10, "task.no_such_thing": 1}
 
 
 def test_a_page_is_replaced_and_another_file_is_not(study, tmp_path):

@@ -34,7 +34,7 @@ class ControlAdamW(SageAdamW):
         norm        one r for a whole tensor: ‖r·d‖ / ‖d‖ with SAGE's r
         inverse     1/(Ī + ε), divided by its mean over the tensor, clipped to [0, 10]
         variation   U, divided by its mean over the tensor, clipped to [0, 10]
-        constant    0.5 everywhere: a smaller lr for the parameters that SAGE is on, and no more
+        constant    0.5 everywhere: half the lr, decay apart, for the parameters that SAGE is on
 
     Args:
         params: parameters, named parameters, or groups of either.

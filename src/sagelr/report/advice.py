@@ -216,6 +216,8 @@ def _ends(values: list[float]) -> str:
 
 
 def _slower(study: Study, sage: Arm, base: Arm) -> str | None:
+    if not study.on_one_machine([sage, base]):
+        return None
     means = []
     for arm in (sage, base):
         times = [run["seconds"] for run in study.reported(arm) if run["seconds"]]

@@ -34,6 +34,12 @@ def caveats(study: Study) -> list[str]:
             )
     told += far_apart(study)
     told += _uneven(study)
+    if not study.on_one_machine(study.arms):
+        told.append(
+            "The arms' report runs were made on different machines (How it was made). Their times "
+            "say nothing of each other, and a seed's runs differ in more than the optimizer, if "
+            "only by rounding."
+        )
     told += _close_calls(study)
     bad = [run for run in study.ended_badly() if run["stage"] == "tune"]
     if bad:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def of_study(study: Study) -> list[Entry]:
         entries.append(Entry("taken over", f"{count(len(reused), 'run')} from {whose}."))
     spent = sum(run["seconds"] or 0 for run in runs)
     entries.append(Entry("time", f"{duration(spent)} of training in all, summed over the runs."))
-    return [*entries, *_machine(data)]
+    return [*entries, *_machine(data, runs)]
 
 
 def of_audit(audit: Mapping[str, Any]) -> list[Entry]:
@@ -165,26 +166,44 @@ def _looks(data: Mapping[str, Any]) -> str:
     return told
 
 
-def _machine(data: Mapping[str, Any]) -> Iterator[Entry]:
+PARTS: Mapping[str, Callable[[Any], str]] = {  # of a machine, and how each is shown
+    "processor": str,
+    "vectors": str,
+    "cores": lambda cores: count(cores, "core"),
+    "memory_gib": lambda size: f"{size:g}{FIXED}GiB",
+    "platform": str,
+}
+
+
+def _machine(data: Mapping[str, Any], runs: Sequence[Mapping[str, Any]] = ()) -> Iterator[Entry]:
     machine = data["machine"]
-    parts = {
-        "processor": str,
-        "vectors": str,
-        "cores": lambda cores: count(cores, "core"),
-        "memory_gib": lambda size: f"{size:g}{FIXED}GiB",
-        "platform": str,
-    }
-    told = [show(machine[key]) for key, show in parts.items() if machine.get(key)]
-    yield Entry("machine", ", ".join(told))
+    yield Entry("machine", _parts(machine))
     if machine.get("device"):
         yield Entry("trained on", str(machine["device"]))
     versions = {"sagelr": data["sagelr"], "Python": machine.get("python"), **data["versions"]}
-    shown = ", ".join(f"{name}{FIXED}{version}" for name, version in versions.items() if version)
-    yield Entry("versions", shown)
+    yield Entry("versions", _versions(versions))
+    for key, shown in (("machine", _whole), ("versions", _versions)):
+        others = [shown(run[key]) for run in runs if key in run]
+        for other, number in Counter(others).items():
+            yield Entry(f"but {count(number, 'run')}", other)
     times = f"{_time(data['created'])}"
     if data.get("updated"):
         times += f" to {_time(data['updated'])}"
     yield Entry("when", times)
+
+
+def _parts(machine: Mapping[str, Any]) -> str:
+    return ", ".join(show(machine[key]) for key, show in PARTS.items() if machine.get(key))
+
+
+def _whole(machine: Mapping[str, Any]) -> str:
+    python = f"Python{FIXED}{machine['python']}" if machine.get("python") else ""
+    trained = f"trained on {machine['device']}" if machine.get("device") else ""
+    return ", ".join(filter(None, (_parts(machine), trained, python)))
+
+
+def _versions(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}{FIXED}{version}" for name, version in versions.items() if version)
 
 
 def _time(stamp: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ Setting = Mapping[str, float]
 # share one.
 BASES = (("--base-1", "circle"), ("--base-2", "square"), ("--base-3", "cross"))
 SAGES = (("--sage-1", "diamond"), ("--sage-2", "triangle-up"), ("--sage-3", "star"))
+
+SPEED = ("processor", "vectors", "cores", "device")  # of a machine: what its times hang on
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,15 @@ class Study:
             (runs[0]["setting"], sorted(runs, key=lambda run: run["seed"]))
             for _, runs in sorted(found.items())
         ]
+
+    def on_one_machine(self, arms: Iterable[Arm]) -> bool:
+        """Whether the report runs of some arms were made on one machine, or on such as are alike.
+
+        A run says what it was made on where that is not what began the study.
+        """
+        runs = [run for arm in arms for run in self.reported(arm)]
+        machines = [run.get("machine", self.data["machine"]) for run in runs]
+        return len({tuple(map(at.get, SPEED)) for at in machines}) < 2
 
     def ended_badly(self) -> list[Run]:
         """Runs that diverged or failed, in the order of the file."""

@@ -118,7 +118,7 @@ def assemble(
         "command": about["command"],
         "recipe": shown,
         "selector": selector(recipe).to_json(),
-        "overrides": about["overrides"],
+        "overrides": {key: _in_force(shown, key, at) for key, at in about["overrides"].items()},
         "machine": about["machine"],
         "versions": about["versions"],
         "data": about["data"],
@@ -144,6 +144,16 @@ def assemble(
         "looks": about["looks"],
         **({"planned": about["planned"]} if about["planned"] > len(seeds) else {}),
     }
+
+
+def _in_force(recipe: Mapping[str, Any], key: str, first: Any) -> Any:
+    """The value of a setting by its dotted name: a study may go on with more than it began with."""
+    value: Any = recipe
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return first
+        value = value[part]
+    return value
 
 
 def selector(recipe: Recipe) -> Metric:
