@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 
-from sagelr.errors import SagelrError, UsageError
+from sagelr.errors import SagelrError, UsageError, is_no_room
 from sagelr.quiet import quiet
 
 # Module → the extra that brings it.
@@ -42,9 +42,7 @@ EXTRAS = {
 }
 
 
-ROOM = "Make room and run the same command again: finished runs are kept."
-# What safetensors and torch say of a full disk, in errors of their own.
-NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos")
+ROOM = "Make room and run the same command again; of a study, finished runs are kept."
 
 
 def main() -> None:
@@ -102,14 +100,14 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_no_room(error):
             remedy = ROOM
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "Give a path that you may read and, for --out, write to."
         else:
             remedy = "Check that the path is right and can be read and written."
         return f"Error: {where}{reason}. {remedy}", 1
-    if any(sign in str(error) for sign in NO_ROOM):
+    if is_no_room(error):
         return f"Error: no space left on the device. {ROOM}", 1
     if isinstance(error, MemoryError):
         return "Error: out of memory. Use fewer --jobs, or a smaller model or batch.", 1

@@ -35,7 +35,12 @@ class Train(_Strict):
     tokens_per_batch: int | None = Field(
         None, ge=1, description="in place of batch_size: padded tokens of a batch, over all devices"
     )
-    eval_batch_size: int | None = Field(None, ge=1, description="rows on one device")
+    eval_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="rows on one device; a translation without an end is cut at a length that "
+        "hangs on the longest source of its batch, so that BLEU may move a little with it",
+    )
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     length_grouped: bool = Field(False, description="rows of like length share a batch")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field(

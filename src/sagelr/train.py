@@ -51,6 +51,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     score_test: bool | None = None,
     audit: Callable[[Any, Task], dict[str, Any]] | None = None,
+    begin: Callable[[], None] | None = None,
     save: Path | None = None,
     keep_optimizer: bool = False,
     keep_checkpoints: bool = False,
@@ -77,6 +78,7 @@ def train(
             "report" alone.
         audit: called with the trained model and the task after the test split of a "report" run
             was scored; what it gives is the entry's "audit".
+        begin: called once there is nothing more to refuse, before anything is written.
         save: folder for checkpoints, and in the end for the trained model, as safetensors.
         keep_optimizer: whether to save the optimizer's state too, as optimizer.pt.
         keep_checkpoints: whether to keep the weights of every checkpoint, in `weights-STEP`.
@@ -101,10 +103,7 @@ def train(
     task = recipe.make_task() if task is None else task
     if predict:
         task.prepare_predictions()
-    if task.given and recipe.metric not in task.given:
-        from sagelr.training.trainer import missing_score
-
-        raise SagelrError(missing_score("metric", recipe.metric, task.given))
+    _check_scores(recipe, task)
     with _quiet(), contextlib.ExitStack() as stack:
         folder = save or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sagelr-")))
         trainer = _make_trainer(recipe, run, task, folder, save is not None)
@@ -113,6 +112,8 @@ def train(
         watch.spent = spent
         trainer.keep_weights = keep_checkpoints
         found = trainer.go_on() if resume else None
+        if begin is not None:
+            begin()
         torch.set_num_threads(recipe.train.threads)  # Accelerate has a mind of its own on this
         stack.enter_context(_reports(recipe, run, trainer, save))
         trainer.train(resume_from_checkpoint=found)
@@ -154,6 +155,23 @@ def train(
     }
 
 
+def _check_scores(recipe: Recipe, task: Task) -> None:
+    """See that the task gives the scores that the recipe goes by, where it tells beforehand.
+
+    Raises:
+        UsageError: it does not.
+    """
+    from sagelr.training.trainer import late_score, missing_score
+
+    wanted = {"metric": recipe.metric, "study.select_by": recipe.study.select_by}
+    for key, name in wanted.items():
+        if task.given and name not in (*task.given, "loss"):
+            raise UsageError(missing_score(key, name, task.given))
+    by, decodes = recipe.study.select_by, task.decodes
+    if recipe.train.early_stopping and decodes and by in task.given:
+        raise UsageError(late_score(by, ["loss"]))
+
+
 def _make_trainer(recipe: Recipe, run: Run, task: Task, folder: Path, saves: bool) -> RunTrainer:
     """A quiet Trainer for the run."""
     from transformers.trainer_callback import PrinterCallback
@@ -163,6 +181,7 @@ def _make_trainer(recipe: Recipe, run: Run, task: Task, folder: Path, saves: boo
     from sagelr.training.watch import Watch
 
     model = task.model(run.seed)
+    check_scope(run.arm, recipe.arms[run.arm], model)
     if recipe.train.label_smoothing and model.config.problem_type == "regression":
         raise UsageError(
             f"train.label_smoothing = {recipe.train.label_smoothing:g} is for classes, and the "

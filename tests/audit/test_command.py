@@ -1,5 +1,6 @@
 """sagelr audit, on a run, on a model, on two, and on what it cannot audit."""
 
+import errno
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from sagelr.audit import audit as measure
 from sagelr.audit.schema import Audit, Audited, Comparison, Curve, Distribution, Group, Units
 from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sketch import short
-from sagelr.audit.subjects import find, labels, load
+from sagelr.audit.subjects import Subject, find, labels, load
 from sagelr.commands import app
 from sagelr.commands.audit import _tell
 from sagelr.errors import SagelrError, UsageError
@@ -139,7 +140,7 @@ def test_where_it_is_written_is_seen_before_anything_is_measured(
     run, tmp_path, monkeypatch, option
 ):
     measured = []
-    monkeypatch.setattr("sagelr.audit.whole.audit", lambda *given: measured.append(given))
+    monkeypatch.setattr("sagelr.audit.whole.measured", lambda *given: measured.append(given))
     folders = {"--out": tmp_path / "a", "--export": tmp_path / "e"}
     (tmp_path / "file").write_text("")
     wrong = folders | {option: tmp_path / "file" / "in it"}
@@ -342,8 +343,9 @@ def test_a_metric_that_the_data_do_not_give_is_told_before_it_begins(tmp_path):
         "model.name": "from-scratch",
         "metric": "matthews",
     }
-    model = recipes.load("text-classification", settings).make_task().model(0)
-    model.save_pretrained(tmp_path / "model")
+    task = recipes.load("text-classification", settings).make_task()
+    task.model(0).save_pretrained(tmp_path / "model")
+    task.save(tmp_path / "model")
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     with pytest.raises(UsageError, match="matthews"):
         invoke(
@@ -424,3 +426,70 @@ def test_what_a_class_freezes_stays_frozen_when_loaded(tmp_path):
     model, _ = load(subject, task)
     assert frozen
     assert frozen == [name for name, param in model.named_parameters() if not param.requires_grad]
+
+
+def test_constants_are_in_no_figure_of_a_comparison(tmp_path, monkeypatch):
+    """Marian's tables of sines, which were measured at matched loss and nowhere else."""
+    pytest.importorskip("num2words")
+    recipe = {"model.hidden": 16, "model.feed_forward": 16, "model.layers": 1, "task.limit": 20}
+    given = [f"--set={key}={value}" for key, value in recipe.items()]
+    task = recipes.load("number-words", recipe).make_task()
+    for name, seed in (("a", 0), ("b", 1)):
+        task.model(seed).save_pretrained(tmp_path / name)
+    monkeypatch.setattr(Subject, "checkpoints", lambda subject: [tmp_path / "a"])
+    given += ["--recipe", "number-words", "--out", tmp_path / "audit", "--no-curves", *QUICK]
+    assert invoke(tmp_path / "a", "--against", tmp_path / "b", *given).exit_code == 0
+    comparison = read(tmp_path / "audit")["comparison"]
+    sides = [*comparison["own"], *comparison["matched"]]
+    assert any(side["checkpoint"] for side in sides)
+    assert len({tuple(side["layers"]) for side in sides}) == 1
+    assert not any("embed_positions" in layer for layer in sides[0]["layers"])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            r"No space left for .*e\. Make room.*--ov",
+        ),
+        (SagelrError("It scores otherwise."), "It scores otherwise."),
+    ],
+)
+def test_an_export_that_fails_loses_nothing_of_the_audit(run, tmp_path, monkeypatch, error, told):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr("sagelr.audit.whole.export", fails)
+    options = ["--export", tmp_path / "e", "--sparsity", 0.5, *QUICK]
+    with pytest.raises(SagelrError, match=told):
+        invoke(run, "--out", tmp_path / "a", "--structure", "heads", *options)
+    [model] = read(tmp_path / "a")["models"]
+    assert model["export"] is None
+    assert model["pruning"]["curves"]
+    assert (tmp_path / "a" / "report.html").exists()
+
+
+def test_a_full_disk_says_what_to_do_of_an_audit(run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("sagelr.report.write_report", full)
+    with pytest.raises(
+        SagelrError, match=r"No space left for .*report.html.*: sagelr report .*/a$"
+    ):
+        invoke(run, "--out", tmp_path / "a", "--no-curves", *QUICK)
+    monkeypatch.setattr("sagelr.study.results.write", full)
+    with pytest.raises(SagelrError, match=r"No space left for .*/b\. Make room.*--overwrite"):
+        invoke(run, "--out", tmp_path / "b", "--no-curves", *QUICK)
+
+
+def test_nothing_is_trained_that_is_not_pruned(run, tmp_path):
+    """At sparsity 0 the exported model is that of the curve, which is not trained after pruning."""
+    options = ["--structure", "unstructured", "--score", "magnitude", "--finetune", 1]
+    result = invoke(
+        run, "--out", tmp_path / "a", *options, "--export", tmp_path / "e", "--sparsity", 0, *QUICK
+    )
+    assert result.exit_code == 0
+    [model] = read(tmp_path / "a")["models"]
+    assert model["export"]["scores"] == model["pruning"]["curves"][1]["points"][0]["scores"]

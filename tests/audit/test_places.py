@@ -223,3 +223,15 @@ def test_what_is_unlike_a_transformer_is_counted_and_said():
     assert anatomy.units == []
     assert anatomy.notes == ["The heads of layers.0.attn cannot be told from its names and shapes."]
     assert sum(len(parts) for parts in anatomy.kinds.values()) == 4
+
+
+def test_units_that_are_not_measured_are_left_out():
+    """As those of a model under LoRA's adapters, whose base is frozen."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, num_layers=2)
+    known = {name for name, _ in model.named_parameters() if "layers.0.linear1" not in name}
+    anatomy = dissect(model, known)
+    assert [(units.kind, units.depth) for units in anatomy.units] == [
+        ("heads", 0), ("heads", 1), ("neurons", 1)
+    ]  # fmt: skip
+    assert "The neurons of layers.0.feed-forward are frozen, or in part." in anatomy.notes

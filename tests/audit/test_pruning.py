@@ -238,3 +238,14 @@ def test_the_sparsity_that_keeps_99_percent_is_the_end_of_an_unbroken_row():
     for point in points:
         point["scores"]["accuracy"] = 0.0  # of nothing, nothing is kept
     assert keeps(points, metrics) == {"error": 0.2}
+
+
+def test_tensors_that_are_no_matrices_are_told_apart_from_odd_rows():
+    model = nn.ModuleDict(
+        {"conv": nn.Conv1d(4, 4, 3), "odd": nn.Linear(6, 4), "fit": nn.Linear(8, 4)}
+    )
+    scores = {name: torch.rand_like(param) for name, param in model.named_parameters()}
+    with Pruner(model, Measured(1.0, 1, scores, scores)) as pruner:
+        assert pruner.fours == ["fit.weight"]
+        assert "1 matrices have no rows of a multiple of 4: not pruned 2:4." in pruner.notes
+        assert "1 tensors are no matrices: not pruned 2:4." in pruner.notes

@@ -657,6 +657,15 @@ def test_a_state_of_radam_is_refused(draw):
         SageAdamW(copies(theirs)).load_state_dict(base.state_dict())
 
 
+def test_a_state_of_muon_is_refused():
+    param = nn.Parameter(torch.ones(3, 3))
+    base = torch.optim.Muon([param], lr=0.05)
+    param.grad = torch.ones(3, 3)
+    base.step()
+    with pytest.raises(ValueError, match=r"Muon.*SageSGD or torch's SGD"):
+        SageSGD([nn.Parameter(torch.ones(3, 3))]).load_state_dict(base.state_dict())
+
+
 def test_options_that_a_file_lacks_keep_each_groups_values(cls, draw):
     def groups(params: list[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
         return [{"params": params[:1]}, {"params": params[1:], **options}]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from sagelr import Sage, SageAdamax, SageAdamW, SageSGD
+from sagelr.state import rounding
 
 F64 = torch.float64
 
@@ -628,3 +629,51 @@ def test_accelerates_wrapper_is_to_be_put_around():
     base = AcceleratedOptimizer([nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(TypeError, match="wrap what is within it"):
         Sage(base)
+
+
+def test_a_base_that_makes_its_state_at_once_has_the_smoothed_sensitivity_in_it(draw):
+    """What fills in a new optimizer's state by its names would leave it out."""
+    params = params_of(draw)
+    optimizer = Sage(optim.Adagrad(params, lr=0.05))
+    for param in params:
+        state = optimizer.state[param]
+        assert state["sensitivity_step"] == 0
+        assert not state["exp_avg_sensitivity"].any()
+    train([optimizer], [params], draw, steps=1)
+    assert all(optimizer.state[param]["sensitivity_step"] == 1 for param in params)
+    without = Sage(optim.Adagrad([{"params": params, "sage": False}], lr=0.05))
+    assert "exp_avg_sensitivity" not in without.state[params[0]]
+
+
+def test_a_base_that_rounds_by_chance_moves_as_far():
+    """A part of one of bf16's steps, rounded to nearest, is none of it."""
+
+    class Rounding(optim.SGD):
+        bf16_stochastic_round = True
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    wide = p.float() - group["lr"] * p.grad.float()
+                    bits = torch.randint_like(wide, 2**16, dtype=torch.int32) << 16
+                    p.copy_(rounding.stochastic_bfloat16(wide, bits))
+
+    torch.manual_seed(0)
+    start = torch.ones(4000)
+    wide, narrow = nn.Parameter(start.clone()), nn.Parameter(start.bfloat16())
+    plain = Sage(optim.SGD([wide], lr=2e-4), beta0=0.9)
+    rounded = Sage(Rounding([narrow], lr=2e-4), beta0=0.9)
+    for _ in range(40):
+        grad = 4 + torch.randn(4000)
+        wide.grad, narrow.grad = grad, grad.bfloat16()
+        plain.step()
+        rounded.step()
+    moved = [float((start - p.detach().float()).mean()) for p in (wide, narrow)]
+    assert moved[1] == pytest.approx(moved[0], rel=0.1)
+
+
+def test_torchaos_adamw_is_known_as_one():
+    low_bit = pytest.importorskip("torchao.optim")
+    param = nn.Parameter(torch.ones(4))
+    optimizer = Sage(low_bit._AdamW([param], lr=0.1, weight_decay=0.5))
+    assert optimizer._is_decoupled(optimizer.param_groups[0])

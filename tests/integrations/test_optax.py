@@ -190,6 +190,22 @@ def test_clear_errors():
         sage_adamw(0.1, decay="none")
 
 
+def test_decay_on_a_schedule():
+    decay = optax.linear_schedule(0.1, 0.0, 4)
+    theirs, ours = optax.adamw(0.1, weight_decay=decay), sage_adamw(0.1, weight_decay=decay)
+    params = jnp.array([1.0, -2.0])
+    zero = jnp.zeros(2)  # nothing moves but by decay
+    for made in (theirs, ours):
+        state, at = made.init(params), params
+        for _ in range(3):
+            updates, state = made.update(zero, state, at)
+            at = optax.apply_updates(at, updates)
+        made_by = np.asarray(at)
+        np.testing.assert_allclose(made_by, params * (1 - 0.01) * (1 - 0.0075) * (1 - 0.005))
+    with pytest.raises(ValueError, match=r"beta0=.* is out of range"):
+        sage_adamw(0.1, beta0=decay)
+
+
 def test_the_example_learns(example):
     first, last = example("optax_train").main()
     assert last < 0.3 * first

@@ -780,3 +780,16 @@ def test_a_hub_data_set_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shown = [found.classes[int(label)] for label in found.splits["train"].labels[:3]]
     assert shown == ["world", "sport", "arts"]
     assert found.loader == "the hub, datasets.load_dataset('someone/news')"
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "GPT2", "T5"])
+def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, reviews_csv: Path, kind: str):
+    """transformers makes a tokenizer of no words, to which every text is alike."""
+    import transformers
+
+    sizes = {"T5": {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2}, "GPT2": {"n_embd": 8}}
+    small = sizes.get(kind, {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2})
+    config = getattr(transformers, f"{kind}Config")(vocab_size=30, **small)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"its tokenizer knows no word|no tokenizer loads"):
+        TextClassification(TextOptions(data=str(reviews_csv)), TextModelOptions(name=str(tmp_path)))

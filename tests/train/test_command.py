@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from sagelr.audit.subjects import find
 from sagelr.commands import app
-from sagelr.commands.train import _Stop
+from sagelr.commands.train import LOCK, _Stop
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import load
+from sagelr.study.storage import locked
 from sagelr.train import StoppedTrainingError
 from sagelr.training import checkpoint, precision
 
@@ -243,3 +244,43 @@ def test_a_signal_after_the_last_step_promises_no_checkpoint(capsys):
     assert "Every step is taken; the scores follow." in capsys.readouterr().out
     with pytest.raises(KeyboardInterrupt):
         stop.catch(2, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--set", "arms.sage-adamw.scope=encoder.layers"],
+            r"arms\.sage-adamw\.scope: .*matches none",
+        ),
+        (["--set", "train.length_grouped=true"], "length_grouped"),
+        (
+            ["--set", "arms.sage-adamw.options.maximize=False"],
+            "maximize = 'False' is text. Write tr",
+        ),
+        (["--arm=adamw", "--set=arms.adamw.options.amsgrad=False"], "amsgrad = 'False' is text"),
+        (["--arm=adamw", "--set=arms.adamw.options.fused=False"], "fused = 'False' is text"),
+    ],
+)
+def test_what_is_refused_leaves_the_training_before_as_it_was(trained, tmp_path, words, told):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=told):
+        sagelr("--out", folder, "--overwrite", *words)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(UsageError, match=told):
+        sagelr("--out", tmp_path / "new", *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        locked(folder, LOCK),
+        pytest.raises(SagelrError, match=r"Another sagelr is at work in .*--out another"),
+    ):
+        sagelr("--out", folder)
+    assert (folder / LOCK).exists()
+    sagelr("--out", folder)  # the file alone, as a killed training leaves it, is no content
+    assert not (folder / LOCK).exists()

@@ -62,6 +62,16 @@ def test_the_multiplier_that_is_shown_is_that_of_the_step(monkeypatch):
     assert {moment.multiplier for moment in moments} == {None}
 
 
+def test_the_loss_that_is_shown_is_that_of_a_step(monkeypatch):
+    """Whatever batches are left for the last step of an epoch."""
+    monkeypatch.setattr("sagelr.training.watch.MOMENTS", 0.0)
+    moments = []
+    recipe = small(train__accumulate=4, train__epochs=2)  # five batches an epoch
+    found = train(recipe, sage(), observe=moments.append)
+    losses = [moment.loss for moment in moments[:2]]
+    assert sum(losses) / 2 == pytest.approx(found["curve"][0]["train_loss"], rel=0.2)
+
+
 def test_an_entry_says_what_was_done():
     entry = train(small(), sage(stage="report"))
     assert entry["key"] == "report/sage-adamw/lr=0.004,beta0=0.8/seed=0"

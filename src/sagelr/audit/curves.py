@@ -27,6 +27,11 @@ class Tuner:
     epochs: int
     train: Callable[[Pruner], None]
 
+    @property
+    def shown(self) -> str:
+        """How long it is, in words."""
+        return f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+
 
 def curve(
     pruner: Pruner,

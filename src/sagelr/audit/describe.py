@@ -22,7 +22,7 @@ def describe(model: nn.Module, measured: Measured) -> Sensitivity:
         model: that was measured.
         measured: its sensitivities, see `sagelr.audit.audit`.
     """
-    anatomy = dissect(model)
+    anatomy = dissect(model, measured.sensitivity)
     layers = list(_layers(anatomy, measured))
     whole = merged(sketch for sketch, _, _ in layers)
     variation = sum(sketch.count * mean for sketch, mean, _ in layers) / max(1, whole.count)

@@ -9,8 +9,8 @@ from sagelr.audit.describe import layer_names
 from sagelr.audit.places import Anatomy
 from sagelr.audit.pruning import Pruner
 from sagelr.audit.schema import LayerSummary, Summary
-from sagelr.audit.scoring import Scorer, TrainingBatches
-from sagelr.audit.sensitivity import Measured, audit
+from sagelr.audit.scoring import Scorer, TrainingBatches, measured
+from sagelr.audit.sensitivity import Measured
 from sagelr.audit.sketch import BELOW, Sketch, by_loss, short
 from sagelr.schema import AuditOptions
 from sagelr.tasks import Task
@@ -34,13 +34,13 @@ def summary(model: PreTrainedModel, task: Task, options: AuditOptions) -> Summar
         UsageError: the options name an unknown score.
     """
     batches = TrainingBatches(task, options.batch_size, options.examples)
-    measured = audit(model, batches.on(model.device), frozen=False)
+    found = measured(model, batches)
     sketch = Sketch()
-    for tensor in measured.sensitivity.values():
+    for tensor in found.sensitivity.values():
         sketch.add(tensor)
     scorer = Scorer(task, "test")
     unpruned = scorer(model)
-    with Pruner(model, measured) as pruner:
+    with Pruner(model, found) as pruner:
         curves = [
             curve(
                 pruner,
@@ -56,8 +56,8 @@ def summary(model: PreTrainedModel, task: Task, options: AuditOptions) -> Summar
         ]
         return {
             "measurement": batches.to_json(),
-            "loss": measured.loss,
-            "layers": layer_means(pruner.anatomy, measured),
+            "loss": found.loss,
+            "layers": layer_means(pruner.anatomy, found),
             "histogram": sketch.histogram(),
             "gini": short(sketch.gini()),
             "effective_share": short(sketch.effective() / sketch.count),

@@ -73,7 +73,7 @@ def export(
         SagelrError: what was loaded does not score as what was saved.
     """
     pruned = pruner.prune(structure, score, scope, sparsity)
-    if tuner is not None:
+    if tuner is not None and pruned:  # as for the curves
         tuner.train(pruner)
     before = scorer(model)
     with hub.quiet():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,12 +117,14 @@ class _Weight:
         return Part(self.name, 1 - self.output_dim, 0, self.columns)
 
 
-def dissect(model: nn.Module) -> Anatomy:
+def dissect(model: nn.Module, measured: Container[str] | None = None) -> Anatomy:
     """Find the roles, heads and neurons of a model, by names, shapes and head sizes.
 
     Args:
         model: any module. What it holds that is unlike a Transformer is counted under the kind
             that `sagelr.groups.locate` finds.
+        measured: names of the parameters that have a sensitivity; heads and neurons that others
+            are part of are left out. None is all.
     """
     params = dict(model.named_parameters())
     places = locate(model)
@@ -138,7 +140,20 @@ def dissect(model: nn.Module) -> Anatomy:
             anatomy.kinds.setdefault(kind, []).extend(map(Part, names))
         if kind == "feed-forward":
             _feed_forward(model, anatomy, layer, depth, names)
+    if measured is not None:
+        _leave_frozen(anatomy, measured)
     return anatomy
+
+
+def _leave_frozen(anatomy: Anatomy, measured: Container[str]) -> None:
+    """Leave out units that hold what was not measured, such as those under adapters."""
+    kept = []
+    for units in anatomy.units:
+        if all(part.parameter in measured for part in units.parts):
+            kept.append(units)
+        else:
+            anatomy.notes.append(f"The {units.kind} of {units.layer} are frozen, or in part.")
+    anatomy.units = kept
 
 
 def _attention(

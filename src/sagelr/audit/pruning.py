@@ -46,7 +46,7 @@ class Pruner:
 
     def __init__(self, model: nn.Module, measured: Measured, *, whole: bool = False) -> None:
         self.model, self.measured = model, measured
-        self.anatomy: Anatomy = dissect(model)
+        self.anatomy: Anatomy = dissect(model, measured.sensitivity)
         params = {n: p for n, p in model.named_parameters() if n in measured.sensitivity}
         self.notes = list(self.anatomy.notes)
         inside = [name for name in params if self.anatomy.places[name].kind in KINDS]
@@ -55,8 +55,11 @@ class Pruner:
             inside = list(params)
         self.prunable = [name for name in inside if params[name].ndim >= 2]
         self.fours = [name for name in self.prunable if self._in_fours(name)]
-        if left := len(self.prunable) - len(self.fours):
+        others = [params[name].ndim == 2 for name in self.prunable if name not in self.fours]
+        if left := sum(others):
             self.notes.append(f"{left} matrices have no rows of a multiple of 4: not pruned 2:4.")
+        if left := len(others) - sum(others):
+            self.notes.append(f"{left} tensors are no matrices: not pruned 2:4.")
         self._tensors: dict[str, Tensor] = {name: params[name] for name in inside}
         if whole:
             self._tensors = dict(model.named_parameters()) | dict(model.named_buffers())

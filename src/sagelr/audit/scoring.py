@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sagelr.audit.schema import Measurement
-from sagelr.audit.sensitivity import modes_kept
+from sagelr.audit.sensitivity import Measured, audit, model_loss, modes_kept
 from sagelr.errors import SagelrError, UsageError
 from sagelr.tasks import Split, Task, evaluation_order
 
@@ -158,3 +158,21 @@ def unfit(model: nn.Module, names: Sequence[str] | dict[str, Any], reason: str) 
         f"{', '.join(names)}: {reason.rstrip('.')}. Give a model with a head for this task, or the "
         "recipe that it was trained with."
     )
+
+
+def measured(model: PreTrainedModel, batches: TrainingBatches) -> Measured:
+    """The sensitivities of what is trained of a model.
+
+    Args:
+        model: with a loss of its own.
+        batches: to measure on.
+
+    Raises:
+        SagelrError: the batches are not for this model, or a loss is no number.
+    """
+    return audit(model, batches.on(model.device), _fitting_loss, frozen=False)
+
+
+def _fitting_loss(model: Any, batch: dict[str, Any]) -> Tensor:
+    with fitting(model, batch):
+        return model_loss(model, batch)

@@ -10,8 +10,8 @@ import torch
 
 from sagelr.audit.describe import describe
 from sagelr.audit.schema import Comparison, Sensitivity, Side
-from sagelr.audit.scoring import TrainingBatches, outputs
-from sagelr.audit.sensitivity import audit, modes_kept
+from sagelr.audit.scoring import TrainingBatches, measured, outputs
+from sagelr.audit.sensitivity import modes_kept
 from sagelr.audit.subjects import Subject
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compare(
             matched.append(own[index])
             continue
         model = loader(path)
-        matched.append(side(index, describe(model, audit(model, rows.on(model.device))), path))
+        matched.append(side(index, describe(model, measured(model, rows)), path))
     shown = " and ".join(f"{each['loss']:.4g}" for each in matched)
     return {
         "own": own,

@@ -18,8 +18,8 @@ from sagelr.audit.finetune import finetune
 from sagelr.audit.multipliers import multipliers
 from sagelr.audit.pruning import STRUCTURES, Pruner, check
 from sagelr.audit.schema import Audited, Curve, Export, Pruning, Structure
-from sagelr.audit.scoring import Scorer, SplitName, TrainingBatches, fitting
-from sagelr.audit.sensitivity import Measured, audit, model_loss
+from sagelr.audit.scoring import Scorer, SplitName, TrainingBatches, measured
+from sagelr.audit.sensitivity import Measured
 from sagelr.audit.subjects import OPTIMIZER, Subject, labels, load
 from sagelr.errors import UsageError
 from sagelr.groups import param_groups
@@ -55,6 +55,8 @@ class Request:
         begin: called when all is loaded that may be refused, before anything is measured.
         note: called with a line that the user should read.
         progress: called with the share of the work done and what is being done.
+        failed: called with what kept the pruned model from being saved, so that what was measured
+            is not lost; None raises it.
     """
 
     subjects: list[Subject]
@@ -73,6 +75,7 @@ class Request:
     begin: Callable[[], None] = field(default=lambda: None)
     note: Callable[[str], None] = field(default=lambda line: None)
     progress: Callable[[float, str], None] = field(default=lambda share, doing: None)
+    failed: Callable[[Exception], None] | None = None
 
     def check(self) -> None:
         """See that it can be done.
@@ -172,7 +175,7 @@ class _Inspection:
         request, subject = self.request, self.subject
         model = self.load()
         self._progress(0.0, "measuring")
-        measured = audit(model, self.batches.on(model.device), _fitting_loss, frozen=False)
+        found = measured(model, self.batches)
         state = subject.folder / OPTIMIZER if subject.folder else None
         seen = None
         if state is not None and state.is_file() and subject.arm and subject.setting:
@@ -181,7 +184,7 @@ class _Inspection:
             )
         pruning, exported = None, None
         if request.curves or request.export is not None:
-            pruning, exported = self._pruned(model, measured)
+            pruning, exported = self._pruned(model, found)
         return {
             "name": subject.name,
             "label": self.label,
@@ -191,7 +194,7 @@ class _Inspection:
             "setting": subject.setting,
             "seed": subject.seed,
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "sensitivity": describe(model, measured),
+            "sensitivity": describe(model, found),
             "optimizer": seen,
             "trace": subject.trace,
             "live": subject.live(),
@@ -199,7 +202,7 @@ class _Inspection:
             "export": exported,
         }
 
-    def _pruned(self, model: PreTrainedModel, measured: Measured) -> tuple[Pruning, Export | None]:
+    def _pruned(self, model: PreTrainedModel, found: Measured) -> tuple[Pruning, Export | None]:
         request, recipe = self.request, self.subject.recipe
         rows = eval_batch_size(recipe.train)
         scorer = Scorer(self.task, request.split, rows)
@@ -211,7 +214,7 @@ class _Inspection:
         curves: list[Curve] = []
         exported, to, sparsity = None, request.export, request.sparsity
         how = (request.structures[0], request.scores[0], request.scope)
-        with Pruner(model, measured, whole=bool(request.finetune)) as pruner:
+        with Pruner(model, found, whole=bool(request.finetune)) as pruner:
             if to is not None and sparsity is not None and self.index == 0:
                 check_export(pruner, *how, sparsity)
             plan: list[tuple[Structure, str, Tuner | None]] = [
@@ -222,7 +225,7 @@ class _Inspection:
                 if pruner.total(structure)
             ]
             for done, (structure, score, tuner) in enumerate(plan):
-                trained = f", then {tuner.epochs} epochs" if tuner else ""
+                trained = f", then {tuner.shown}" if tuner else ""
                 doing = f"pruning {structure} by {score}{trained}"
                 self._progress(0.2 + 0.7 * done / len(plan), doing)
                 curves.append(
@@ -240,7 +243,12 @@ class _Inspection:
                 )
             if to is not None and sparsity is not None and self.index == 0:
                 self._progress(0.9, f"saving {to}")
-                exported = export(model, pruner, scorer, to, *how, sparsity, tuners[-1])
+                try:
+                    exported = export(model, pruner, scorer, to, *how, sparsity, tuners[-1])
+                except Exception as error:
+                    if request.failed is None:
+                        raise
+                    request.failed(error)
             return {
                 "split": request.split,
                 "prunable": pruner.total("unstructured"),
@@ -283,8 +291,3 @@ class _Inspection:
         """Each subject has its equal part of the whole."""
         every = len(self.request.subjects)
         self.request.progress((self.index + share) / every, f"{self.label}: {doing}")
-
-
-def _fitting_loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    with fitting(model, batch):
-        return model_loss(model, batch)

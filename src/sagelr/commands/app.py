@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,3 +79,9 @@ def overrides_of(given: list[str] | None) -> dict[str, Any]:
     from sagelr.recipe import parse_override
 
     return dict(parse_override(text) for text in given or [])
+
+
+def again(option: str) -> str:
+    """The command as it was given, with another option for its folder."""
+    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+    return shlex.join(["sagelr", *words, option])

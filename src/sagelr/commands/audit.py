@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,13 +19,14 @@ from rich.table import Table
 
 from sagelr.commands.app import (
     SetOption,
+    again,
     app,
     check_apart,
     check_folder,
     console,
     overrides_of,
 )
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError, is_no_room
 
 if TYPE_CHECKING:
     from sagelr.schema import Recipe
@@ -125,6 +127,7 @@ def audit(
         _check_empty(export, "--export", overwrite)
         for subject in subjects:
             check_apart(export, subject.folder, "--export")
+    unsaved: list[Exception] = []
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("loading", total=1.0)
         request = Request(
@@ -142,6 +145,7 @@ def audit(
             export=export,
             sparsity=sparsity,
             begin=lambda: _make(folder, export),
+            failed=unsaved.append,
             note=lambda line: console.print(line, markup=False),
             progress=lambda share, doing: bar.update(task, completed=share, description=doing),
         )
@@ -159,10 +163,26 @@ def audit(
         "definitions": DEFINITIONS,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    write(folder / AUDIT, document)
+    with _room(folder, again("--overwrite")):
+        write(folder / AUDIT, document)
     _tell(document, checked)
     console.print(f"Audit: {folder / AUDIT}", markup=False, soft_wrap=True)
-    _page(folder)
+    with _room(folder / PAGE, f"sagelr report {shlex.quote(str(folder))}"):
+        _page(folder)
+    for error in unsaved:
+        with _room(export, again("--overwrite")):
+            raise error
+
+
+@contextlib.contextmanager
+def _room(where: Path | None, remedy: str) -> Iterator[None]:
+    """What is said when the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SagelrError) or not is_no_room(error):
+            raise
+        raise SagelrError(f"No space left for {where}. Make room, then: {remedy}") from error
 
 
 def _check_empty(folder: Path, option: str, overwrite: bool) -> None:
@@ -213,7 +233,8 @@ def _tell(document: Mapping[str, Any], recipe: Recipe) -> None:
     kept: dict[str, dict[int, str]] = {}  # by kind of curve, of each model that has it
     for number, model in enumerate(document["models"]):
         for curve in model["pruning"]["curves"] if model["pruning"] else ():
-            trained = f", {curve['finetuned']} epochs after" if curve["finetuned"] else ""
+            n = curve["finetuned"]
+            trained = f", {n} epoch{'s' * (n != 1)} after" if n else ""
             kind = f"{curve['structure']} by {curve['score']}{trained}"
             if (share := curve["keeps99"].get(recipe.metric)) is not None:
                 kept.setdefault(kind, {})[number] = f"{share:.0%}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shlex
 import signal
 import sys
@@ -20,17 +18,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from sagelr.commands.app import (
     RecipeArgument,
     SetOption,
+    again,
     app,
     check_apart,
     check_folder,
     console,
     overrides_of,
 )
-from sagelr.errors import SagelrError, UsageError
+from sagelr.errors import SagelrError, UsageError, is_no_room
 
 if TYPE_CHECKING:
     from sagelr.recipe import Recipe, Setting
     from sagelr.train import Moment
+
+LOCK = ".train.lock"
 
 
 @app.command()
@@ -114,13 +115,11 @@ def train(
         task.prepare_predictions()
     for line in (*task.notices(), *notices(checked.train)):
         console.print(line, markup=False, soft_wrap=True)
-    if main:
-        if overwrite and not resume:  # only now: what is refused has to leave all as it was
-            model = hub.folder_of(task.pretrained) if task.pretrained else None
-            for each in (folder, *checkpoint.folders(folder)):
-                check_apart(each, model)
-            checkpoint.clear(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    anew = main and overwrite and not resume
+    if anew:
+        model = hub.folder_of(task.pretrained) if task.pretrained else None
+        for each in (folder, *checkpoint.folders(folder)):
+            check_apart(each, model)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
     stop = _Stop()
 
@@ -128,8 +127,13 @@ def train(
         display.show(moment)
         stop.over = moment.step >= moment.total
 
+    def begin() -> None:
+        if anew:  # only now: what is refused has to leave all as it was
+            checkpoint.clear(folder)
+
     with (
         _room(folder),
+        _alone(folder) if main else contextlib.nullcontext(),
         _how_to_go_on(folder, stop),
         _Display() as display,
         _ctrl_c(stop, processes() == 1),
@@ -141,30 +145,31 @@ def train(
             observe=observe if main else None,
             stop=stop if processes() == 1 else None,
             score_test=test,
+            begin=begin,
             save=folder,
             keep_optimizer=keep_optimizer,
             keep_checkpoints=keep_checkpoints,
             predict=predict,
             resume=resume,
         )
-    if processes() > 1:
-        torch.distributed.destroy_process_group()  # left open, some back ends warn, or hang
+        if processes() > 1:
+            torch.distributed.destroy_process_group()  # left open, some back ends warn, or hang
+        if main:
+            write(
+                folder / "run.json",
+                {
+                    **result,
+                    "recipe": checked.to_json(),
+                    "overrides": overrides,
+                    "data": task.describe(),
+                    "command": shlex.join(["sagelr", *sys.argv[1:]]),
+                    "machine": machine(checked.train.device),
+                    "versions": versions(),
+                },
+            )
+            checkpoint.remove(folder)
     if not main:
         return
-    with _room(folder):
-        write(
-            folder / "run.json",
-            {
-                **result,
-                "recipe": checked.to_json(),
-                "overrides": overrides,
-                "data": task.describe(),
-                "command": shlex.join(["sagelr", *sys.argv[1:]]),
-                "machine": machine(checked.train.device),
-                "versions": versions(),
-            },
-        )
-    checkpoint.remove(folder)
     if result["status"] == "diverged":
         raise SagelrError(
             f"The training diverged: {result['error']}. Try a lower --lr than {setting['lr']:g}. "
@@ -196,12 +201,36 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
                 f"--resume needs a checkpoint in {folder}, and {why}. Leave --resume out to begin "
                 "a training, or give --out the folder of one that was stopped."
             )
-    elif not overwrite and folder.exists() and any(folder.iterdir()):
+    elif not overwrite and folder.exists() and _content(folder):
         stopped = checkpoint.last(folder)
         go_on = ", or --resume to go on from its checkpoint" if stopped else ""
         raise UsageError(
             f"{folder} is not empty. Give --out another folder, or --overwrite{go_on}."
         )
+
+
+def _content(folder: Path) -> list[Path]:
+    return [each for each in folder.iterdir() if each.name != LOCK]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that no other training may write into meanwhile.
+
+    Raises:
+        SagelrError: another one does.
+    """
+    from sagelr.study.storage import locked
+
+    new, remedy = not folder.exists(), "Wait until it is done, stop it, or give --out another one."
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, LOCK, remedy):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if new and not _content(folder):  # it was refused
+                folder.rmdir()
 
 
 class _Stop:
@@ -255,7 +284,7 @@ def _how_to_go_on(folder: Path, stop: _Stop) -> Iterator[None]:
         if found is None:
             told.append("There is no checkpoint yet.")
         else:
-            told.append(f"Checkpoint: {found}\nTo go on: {_again('--resume')}")
+            told.append(f"Checkpoint: {found}\nTo go on: {again('--resume')}")
         stopped = StoppedTrainingError(" ".join(told))
         stopped.exit_status = 128 + (stop.caught or signal.SIGINT)
         raise stopped from None
@@ -264,27 +293,19 @@ def _how_to_go_on(folder: Path, stop: _Stop) -> Iterator[None]:
 @contextlib.contextmanager
 def _room(folder: Path) -> Iterator[None]:
     """What is said when the disk is full, whoever finds it so."""
-    from sagelr.cli import NO_ROOM
     from sagelr.training import checkpoint
 
     try:
         yield
     except Exception as error:
-        signs = (*NO_ROOM, os.strerror(errno.EDQUOT))
-        if isinstance(error, SagelrError) or not any(sign in str(error) for sign in signs):
+        if isinstance(error, SagelrError) or not is_no_room(error):
             raise
         stopped = checkpoint.last(folder)
         how = "go on from its checkpoint" if stopped else "begin anew"
         raise SagelrError(
             f"No space left for {folder}. Make room, then {how}: "
-            f"{_again('--resume' if stopped else '--overwrite')}"
+            f"{again('--resume' if stopped else '--overwrite')}"
         ) from error
-
-
-def _again(option: str) -> str:
-    """The command with another option for the folder."""
-    words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-    return shlex.join(["sagelr", *words, option])
 
 
 class _Display:

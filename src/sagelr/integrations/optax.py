@@ -144,7 +144,7 @@ def sage_adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 1e-2,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
     *,
     beta0: float = 0.75,
     sage_eps: float = 1e-12,
@@ -161,7 +161,7 @@ def sage_adamw(
         b1: memory of the first moment, in [0, 1).
         b2: memory of the second moment, in [0, 1).
         eps: added to the root of the second moment.
-        weight_decay: λ ≥ 0.
+        weight_decay: λ ≥ 0, or a schedule of it.
         beta0: memory of the smoothed sensitivity, in (0, 1).
         sage_eps: ε > 0 of the multiplier, in units of the loss.
         sage_bias_correction: correct Ī for its start from zero.
@@ -186,7 +186,7 @@ def sage_adamax(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
     *,
     beta0: float = 0.75,
     sage_eps: float = 1e-12,
@@ -208,7 +208,7 @@ def sage_adamax(
 def sage_sgd(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float = 0.0,
-    weight_decay: float = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
     nesterov: bool = False,
     *,
     beta0: float = 0.75,
@@ -223,7 +223,7 @@ def sage_sgd(
     Args:
         learning_rate: η, a number or an optax schedule.
         momentum: μ ≥ 0.
-        weight_decay: λ ≥ 0.
+        weight_decay: λ ≥ 0, or a schedule of it.
         nesterov: step along g + μ·b.
         beta0: memory of the smoothed sensitivity, in (0, 1).
         sage_eps: ε > 0 of the multiplier, in units of the loss.
@@ -266,7 +266,7 @@ def _with_decay(
     base: optax.GradientTransformation,
     sage: _Sage,
     learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
+    weight_decay: optax.ScalarOrSchedule,
     decay: Decay,
     mask: Mask,
 ) -> optax.GradientTransformationExtraArgs:
@@ -298,17 +298,20 @@ RANGES: dict[str, tuple[float, float, bool, str]] = {
 }
 
 
-def _check(**options: float | Array) -> None:
+def _check(**options: Any) -> None:
     """Refuse what is out of range. What JAX traces has no value yet, and passes.
 
     Raises:
         ValueError: an option out of range.
     """
     for name, value in options.items():
-        if isinstance(value, Tracer) or jnp.ndim(value):  # in optax.inject_hyperparams
+        schedule = callable(value) and not isinstance(value, Tracer)
+        if schedule and name == "weight_decay":
             continue
+        if not schedule and (isinstance(value, Tracer) or jnp.ndim(value)):
+            continue  # in optax.inject_hyperparams
         low, high, open_, words = RANGES[name]
-        if not low <= value < high or (open_ and value == low):
+        if schedule or not low <= value < high or (open_ and value == low):
             raise ValueError(f"{name}={value!r} is out of range. Allowed: {words}.")
 
 

@@ -16,12 +16,12 @@ from sagelr import probe, rule
 from sagelr.engines.plan import compute_dtype
 from sagelr.optim.base import SageOptimizer
 from sagelr.optim.checks import check_numbers, check_params, with_grad
-from sagelr.state import checkpoint
+from sagelr.state import checkpoint, rounding
 
 # Optimizers that decay weights by θ ← (1 − lr·λ)·θ, apart from their direction, of whatever width
 # their state is and wherever it is paged to. Others say so in a group option
 # (decoupled_weight_decay in torch, weight_decouple in pytorch-optimizer).
-DECOUPLED = re.compile(r"Adafactor|Muon|(Paged)?(AdamW|Lion)(4bit|8bit|32bit|Fp8)?")
+DECOUPLED = re.compile(r"Adafactor|Muon|_?(Paged)?(AdamW|Lion)(4bit|8bit|32bit|Fp8)?")
 DECOUPLED_OPTIONS = ("decoupled_weight_decay", "weight_decouple")
 
 # What cannot be wrapped rightly, and why. The name of the class, or a mark that its kind carries.
@@ -118,6 +118,7 @@ class Sage(Optimizer):
         self._warned_capturable_if_run_uncaptured = True
         for group in base.param_groups:
             self._adopt(group)
+            self._begin(group)
 
     # -- what is the base's ---------------------------------------------------------------------
 
@@ -147,6 +148,23 @@ class Sage(Optimizer):
         except (TypeError, ValueError):
             self.base.param_groups.pop()
             raise
+
+    def _begin(self, group: Mapping[str, Any]) -> None:
+        """Give Ī to parameters whose state the base makes when it is made, as Adagrad does.
+
+        What reads a state by the names that a new optimizer has, as torch.distributed.checkpoint
+        does, would leave Ī out.
+        """
+        for param in group["params"] if group["sage"] else ():
+            if self.base.state.get(param):
+                smoothed = torch.zeros_like(param, dtype=compute_dtype(param.dtype))
+                self._set(group, param, smoothed, 0.0)
+
+    def _set(self, group: Mapping[str, Any], param: Tensor, smoothed: Tensor, step: float) -> None:
+        """Begin the state that is SAGE's."""
+        state = self.base.state[param]
+        state["exp_avg_sensitivity"] = smoothed
+        state["sensitivity_step"] = checkpoint.count(step, param, bool(group.get("capturable")))
 
     def _adopt(self, group: dict[str, Any]) -> None:
         for option, value in self._own.items():
@@ -248,13 +266,16 @@ class Sage(Optimizer):
             state["sensitivity_step"] += 1
         else:
             # Only now: many optimizers make their state when they find it empty.
-            state["exp_avg_sensitivity"] = item.smoothed
-            capturable = bool(item.group.get("capturable"))
-            state["sensitivity_step"] = checkpoint.count(1.0, item.param, capturable)
+            self._set(item.group, item.param, item.smoothed, 1.0)
         dtype = compute_dtype(item.param.dtype)
         start = item.theta.to(dtype) * (1 - self._decayed(item.group, state))
         moved = item.param.to(dtype) - start
-        item.param.copy_(start + item.multiplier * moved)
+        scaled = start + item.multiplier * moved
+        if item.param.dtype == torch.bfloat16 and getattr(self.base, "bf16_stochastic_round", None):
+            # torchao's rounds so; rounded to nearest, a part of one of its steps would be none.
+            bits = torch.randint_like(scaled, 2**16, dtype=torch.int32) << 16
+            scaled = rounding.stochastic_bfloat16(scaled, bits)
+        item.param.copy_(scaled)
 
     def _decayed(self, group: Mapping[str, Any], state: Mapping[str, Any]) -> float | Tensor:
         """The share of a parameter that the base's step just took off as decay, apart from r."""

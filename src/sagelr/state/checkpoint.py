@@ -136,6 +136,12 @@ def _refuse_foreign(
                 f"not take. Give a state of {AVERAGES[averages[-1]]}, or start afresh from the "
                 "model's weights."
             )
+        if "ns_steps" in group:  # torch's Muon, whose momentum is an average
+            raise ValueError(
+                f"This state is that of torch's Muon, whose momentum {type(optimizer).__name__} "
+                f"does not keep. Give a state of {AVERAGES[averages[-1]]}, or start afresh from "
+                "the model's weights."
+            )
 
 
 def _refuse_codes(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:

@@ -23,6 +23,10 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sagelr.errors import SagelrError, UsageError
 
 DATABASE, LOCK = "study.db", "study.lock"
+ANOTHER = (
+    "Wait until it is done, stop it, or give this one another folder with --out. Several at once "
+    "need --storage."
+)
 RECORDS = sa.Table(
     "sagelr_records",
     sa.MetaData(),
@@ -38,20 +42,22 @@ LONGEST = "10min"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder whose SQLite file no other process may use meanwhile.
+def locked(folder: Path, name: str = LOCK, remedy: str = ANOTHER) -> Iterator[None]:
+    """Hold a folder that no other process may write into meanwhile.
+
+    Args:
+        folder: which is there.
+        name: of the file that is locked.
+        remedy: what to say to who comes second.
 
     Raises:
         SagelrError: another process holds it.
     """
-    lock = filelock.FileLock(folder / LOCK)
+    lock = filelock.FileLock(folder / name)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise SagelrError(
-            f"Another sagelr is at work in {folder}. Wait until it is done, stop it, or give this "
-            "one another folder with --out. Several at once need --storage."
-        ) from None
+        raise SagelrError(f"Another sagelr is at work in {folder}. {remedy}") from None
     try:
         yield
     finally:

@@ -144,6 +144,11 @@ class Task(ABC):
     def scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Metrics from logits and labels, in natural units."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether there are `generation_scores`, which take decoding."""
+        return type(self).generation_scores is not Task.generation_scores
+
     def example_scores(self, prediction: EvalPrediction, metric: str) -> list[int] | None:
         """What each example scored, where a metric is their mean; None where it is not.
 

@@ -155,6 +155,14 @@ class TextClassification(Task):
         from transformers import AutoTokenizer
 
         tokenizer = hub.load("tokenizer", self._name, AutoTokenizer.from_pretrained)
+        words = set(tokenizer.get_vocab()).difference(
+            tokenizer.all_special_tokens, tokenizer.get_added_vocab()
+        )
+        if len(words) < 2:  # transformers makes one of nothing where its files are missing
+            raise UsageError(
+                f"model.name = {self._name!r}: its tokenizer knows no word. Its files are missing: "
+                "save it there with tokenizer.save_pretrained."
+            )
         if tokenizer.pad_token is None:  # as with GPT-2
             tokenizer.pad_token = tokenizer.eos_token
         if self._data.max_length > tokenizer.model_max_length:

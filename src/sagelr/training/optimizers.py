@@ -49,7 +49,8 @@ def check_arm(name: str, arm: Arm) -> None:
             "Sage optimizers are for the role sage, torch's own for the roles base and variant."
         )
     # Whether SAGE is on is what an arm's scope says.
-    known = [key for key in inspect.signature(cls).parameters if key not in {"params", "sage"}]
+    parameters = inspect.signature(cls).parameters
+    known = [key for key in parameters if key not in {"params", "sage"}]
     grid = arm.grid_at(1.0)
     for option in (*arm.options, *grid):
         if option not in known:
@@ -58,6 +59,14 @@ def check_arm(name: str, arm: Arm) -> None:
             raise UsageError(
                 f"arms.{name}: {arm.optimizer} has no option {option!r}; {hint}"
                 f"allowed: {', '.join(known)}."
+            )
+    for option, value in arm.options.items():
+        # torch's take any text for true, "False" too.
+        flag = isinstance(parameters[option].default, bool) or option in EXECUTION
+        if flag and isinstance(value, str):
+            raise UsageError(
+                f"arms.{name}.options.{option} = {value!r} is text. Write true or false, as in "
+                "TOML."
             )
     for setting in settings_of(grid):
         try:

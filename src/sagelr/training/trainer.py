@@ -205,15 +205,11 @@ class RunTrainer(SharedEvaluation):
             SagelrError: the task does not give them.
         """
         wanted = {"metric": self.recipe.metric, "study.select_by": self.recipe.study.select_by}
-        later = type(self.task).generation_scores is not Task.generation_scores
         for key, name in wanted.items():
-            if name not in scores and not later:
+            if name not in scores and not self.task.decodes:
                 raise SagelrError(missing_score(key, name, scores))
         if self.recipe.train.early_stopping and (by := wanted["study.select_by"]) not in scores:
-            raise SagelrError(
-                f"train.early_stopping watches study.select_by = {by!r} after every epoch, and it "
-                f"is computed only after training. Select by one of: {', '.join(scores)}."
-            )
+            raise SagelrError(late_score(by, scores))
 
     # -- checkpoints ----------------------------------------------------------------------------
 
@@ -347,6 +343,14 @@ class RunTrainer(SharedEvaluation):
         weights = sharded.state_dict(model)
         if self.args.should_save:
             model.save_pretrained(folder, state_dict=weights)
+
+
+def late_score(by: str, scores: Iterable[str]) -> str:
+    """What to say of a score that comes too late for early stopping."""
+    return (
+        f"train.early_stopping watches study.select_by = {by!r} after every epoch, and it "
+        f"is computed only after training. Select by one of: {', '.join(scores)}."
+    )
 
 
 def missing_score(key: str, name: str, scores: Iterable[str]) -> str:

@@ -57,7 +57,7 @@ class Watch(TrainerCallback):
         self.checkpoint: dict[str, Any] | None = None
         self._viewer: Viewer | None = None
         self._multiplier: float | None = None
-        self._seen: list[Tensor] = []
+        self._seen: list[tuple[int, Tensor]] = []  # step, and a batch's share of its loss
         self._moment = time.monotonic()
 
     # -- the Trainer's calls --------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Watch(TrainerCallback):
     def see_loss(self, loss: Tensor, step: int) -> None:
         """Look at the loss of a step that is being taken."""
         if self.observe is not None:
-            self._seen.append(loss)
+            self._seen.append((step, loss))
         if self.diverged is not None or not self.trainer.is_checked(step):
             return
         if not self.trainer.everywhere(torch.isfinite(loss)):
@@ -198,8 +198,9 @@ class Watch(TrainerCallback):
         return self.observe is not None and time.monotonic() - self._moment > MOMENTS
 
     def _tell(self, observe: Callable[[Moment], None], state: Any, total: int) -> None:
-        steps = len(self._seen) / self.recipe.train.accumulate
-        loss = float(torch.stack(self._seen).sum()) / steps if self._seen else None
+        shares = [share for _, share in self._seen]
+        steps = len({step for step, _ in self._seen})  # the last one of an epoch may have fewer
+        loss = float(torch.stack(shares).sum()) / steps if shares else None
         observe(Moment(state.global_step, total, state.epoch, loss, self._multiplier))
         self._seen, self._moment = [], time.monotonic()
 
