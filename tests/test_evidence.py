@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,107 @@ def test_what_is_published_can_be_repeated(
             assert set(again.arms[name].grid) <= {"lr_ratio", *arm["grid"]}
             for axis, values in again.arms[name].grid.items():
                 assert axis == "lr_ratio" or set(values) <= set(arm["grid"][axis])
+
+
+def test_a_study_that_is_not_complete_is_not_published(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"status": "reporting", "runs": []}')
+    run.publish(tmp_path, tmp_path / "published")
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_pairs_of_one_run_of_each_arm_are_published(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    keys = [("a", "tune"), ("a", "report"), ("a", "report"), ("b", "report"), ("b", "report")]
+    runs: list[dict[str, Any]] = [
+        {
+            "arm": arm,
+            "stage": stage,
+            "sage": {"scatter": [[1, 0.5]]} if stage == "report" else None,
+        }
+        for arm, stage in keys
+    ]
+    document = dict.fromkeys(("comparisons", "tuning", "machine", "versions", "data"))
+    (tmp_path / "report.html").write_text("")
+    (tmp_path / "results.json").write_text(
+        json.dumps(document | {"status": "complete", "runs": runs})
+    )
+    run.publish(tmp_path, tmp_path / "published")
+    found = json.loads((tmp_path / "published" / "results.json").read_text())["runs"]
+    assert [len(each["sage"]["scatter"]) if each["sage"] else None for each in found] == [
+        None, 1, 0, 1, 0
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("further", [[], ["--controls", "constant", "--reuse"]])
+def test_a_variant_is_its_row_under_its_conditions(
+    run: Any, monkeypatch: pytest.MonkeyPatch, further: list[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(run.subprocess, "run", lambda words, **_: commands.append(words) or Done)
+    monkeypatch.setattr(run, "publish", lambda *_: None)
+    rows = {"digits": {row["task"]: row for row in _rows(run)}["digits"]}
+    [(name, conditions)] = [
+        each for each in rows["digits"]["variants"].items() if each[0] == "epochs-5"
+    ]
+    monkeypatch.setattr(run.sys, "argv", ["run.py", "digits", "--variant", name, *further])
+    assert run.main() == 0
+    [words] = commands
+    sets = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--set")
+    for key, value in conditions.items():
+        assert json.loads(sets[key]) == value
+    arms = words[words.index("--arms") + 1].split(",")
+    assert arms == ["adamw", "sage-adamw", *(["constant"] if further else [])]
+    if further:
+        assert words[words.index("--reuse") + 1].endswith(f"/small/digits-variant-{name}")
+
+
+def _rows(run: Any) -> list[dict[str, Any]]:
+
+    return tomllib.loads(run.ROWS.read_text())["row"]
+
+
+@pytest.fixture
+def matched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "evidence"))
+    return importlib.import_module("matched")
+
+
+def test_models_at_matched_loss_are_those_of_the_report_runs(
+    matched: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trained again with their seeds, at what tuning chose, with every epoch's weights kept."""
+    source = ROOT / "results" / "evidence" / "small" / "digits" / "results.json"
+    results = json.loads(source.read_text())
+    comparison = results["comparisons"][0]
+    comparison["seeds"] = comparison["seeds"][:2]
+    folder = tmp_path / "results" / "evidence" / "small" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    trained: list[Any] = []
+
+    def trains(recipe: Any, run: Any, task: Any, **how: Any) -> None:
+        trained.append((run, how))
+        task.model(0).save_pretrained(how["save"])
+
+    monkeypatch.setattr(matched, "ROOT", tmp_path)
+    monkeypatch.setattr(matched, "train", trains)
+    monkeypatch.setattr(matched, "mean_loss", lambda *_: 1.0)
+    monkeypatch.setattr(matched, "summary", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(matched.sys, "argv", ["matched.py", "digits"])
+    assert matched.main() == 0
+    arms = [comparison["base"], *(arm for arm in results["tuning"] if arm != comparison["base"])]
+    assert [(run.seed, run.arm) for run, _ in trained] == [
+        (seed, arm) for seed in comparison["seeds"] for arm in arms
+    ]
+    for run, how in trained:
+        assert run.stage == "report"
+        assert run.setting == results["tuning"][run.arm]["chosen"]
+        assert how["keep_checkpoints"]
+        assert not how["score_test"]
+    assert len(json.loads((folder / "matched.json").read_text())) == 2 * (len(arms) - 1)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from sagelr.groups import layer_of, locate, module_kind, param_groups
+from sagelr.groups import locate, param_groups
 
 COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {**COUNTS, "hidden_size": 8, "intermediate_size": 16, "vocab_size": 20}
@@ -239,11 +239,6 @@ def test_torch_takes_the_groups_of_a_known_model(known):
     assert all(len(g["param_names"]) == len(g["params"]) for g in optimizer.param_groups)
 
 
-def test_names_alone_agree_with_the_whole_model(known):
-    for name, place in locate(known[0]).items():
-        assert (module_kind(name), layer_of(name)) == (place.kind, (place.layer, place.depth)), name
-
-
 def test_torch_transformer():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     encoder = nn.TransformerEncoder(layer, num_layers=2)
@@ -290,6 +285,76 @@ def test_attention_in_a_list_beside_numbered_layers():
     assert places["cross_attn.1.in_proj_weight"] == ("cross_attn.1", 1, "attention")
     assert places["self_attends.0.attn.qkv.weight"] == ("self_attends.0.attn", 0, "attention")
     assert places["self_attends.0.mlp.fc1.weight"] == ("self_attends.0.mlp", 0, "feed-forward")
+
+
+def tree(*names: str) -> nn.Module:
+    """A model of these parameters, in modules that say nothing by their class."""
+    model = nn.Module()
+    for name in names:
+        *owners, own = name.split(".")
+        at = model
+        for part in owners:
+            if part not in at._modules:
+                at.add_module(part, nn.Module())
+            at = at._modules[part]
+        at.register_parameter(own, nn.Parameter(torch.empty(2, 2)))
+    return model
+
+
+NAMED = {
+    "bert.encoder.layer.11.intermediate.dense.bias": ("feed-forward", "feed-forward", 11),
+    "bert.encoder.layer.11.output.dense.bias": ("feed-forward", "feed-forward", 11),
+    "bert.encoder.layer.11.attention.output.LayerNorm.weight": ("norm", "LayerNorm", 11),
+    "decoder.block.3.layer.1.EncDecAttention.q.weight": ("attention", "EncDecAttention", 3),
+    "decoder.block.3.layer.2.DenseReluDense.wo.weight": ("feed-forward", "DenseReluDense", 3),
+    "vit.encoder.layer.2.attention.attention.query.weight": ("attention", "attention", 2),
+    "vit.encoder.layer.2.attention.output.dense.weight": ("attention", "attention", 2),
+    "encoder.layers.encoder_layer_5.self_attention.weight": ("attention", "self_attention", 5),
+    "encoder.layers.encoder_layer_5.mlp.0.weight": ("feed-forward", "mlp", 5),
+    "layers.1.blocks.4.attn.qkv.weight": ("attention", "attn", 4),
+    "layers.7.self_attn.q_proj.weight": ("attention", "self_attn", 7),
+    "layers.7.block_sparse_moe.experts.3.w1.weight": ("feed-forward", "block_sparse_moe", 7),
+    "layers.7.block_sparse_moe.gate.weight": ("other", "gate", 7),
+    "0.auto_model.encoder.layer.3.attention.self.key.weight": ("attention", "attention", 3),
+    "0.auto_model.embeddings.word_embeddings.weight": ("embedding", "word_embeddings", None),
+    "0.auto_model.pooler.dense.weight": ("head", "dense", None),
+    "layers.0.self_attn.relative_attention_bias.weight": ("embedding", None, None),
+    "model.shared.weight": ("embedding", "shared", None),
+    "blocks.0.cls_token": ("embedding", None, None),
+    "cls.predictions.transform.dense.weight": ("head", "dense", None),
+    "vision.pre_layrnorm.weight": ("norm", "pre_layrnorm", None),
+    "h.4.ln_1.weight": ("norm", "ln_1", 4),
+    "self_attn.q_proj.weight": ("other", "q_proj", None),
+    "fc1.weight": ("other", "fc1", None),
+    "logit_scale": ("other", "logit_scale", None),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_kind_and_layer_of_a_name(name):
+    kind, layer, depth = NAMED[name]
+    found = locate(tree(*NAMED))[name]
+    assert (found.kind, found.depth) == (kind, depth)
+    assert layer is None or found.layer.rpartition(".")[2] == layer
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["0", "12", "LayerNorm", "attention", "block", "embeddings", "encoder", "experts"]
+        )
+        | st.sampled_from(["fc1", "gate", "head", "layers", "mlp", "module", "output", "shared"])
+        | st.from_regex(r"[^.]{1,4}", fullmatch=True),
+        min_size=1,
+        max_size=7,
+    ).map(".".join)
+)
+def test_any_name_has_a_place(name):
+    assume(not any(hasattr(nn.Module, part) for part in name.split(".")))
+    [place] = locate(tree(name)).values()
+    assert place.kind in {"attention", "feed-forward", "embedding", "norm", "head", "other"}
+    assert place.depth is None or place.depth >= 0
 
 
 def test_multihead_attention_alone_is_attention():
@@ -369,49 +434,9 @@ def test_wrapped_model_has_the_same_scope_and_layers():
     stem = "module._orig_mod."
     assert {n.removeprefix(stem) for n in names(param_groups(wrapped), sage=True)} == NET
     assert locate(wrapped)[f"{stem}blocks.1.mlp.fc1.weight"] == ("blocks.1.mlp", 1, "feed-forward")
-    assert layer_of("layers.0._checkpoint_wrapped_module.fc1.weight")[0] == "layers.0.feed-forward"
 
 
 # --- names ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "layer", "depth"),
-    [
-        ("bert.encoder.layer.11.intermediate.dense.bias", "feed-forward", "feed-forward", 11),
-        ("bert.encoder.layer.11.output.dense.bias", "feed-forward", "feed-forward", 11),
-        ("decoder.block.3.layer.1.EncDecAttention.q.weight", "attention", "EncDecAttention", 3),
-        ("decoder.block.3.layer.2.DenseReluDense.wo.weight", "feed-forward", "DenseReluDense", 3),
-        ("vit.encoder.layer.2.attention.attention.query.weight", "attention", "attention", 2),
-        ("vit.encoder.layer.2.attention.output.dense.weight", "attention", "attention", 2),
-        ("encoder.layers.encoder_layer_5.mlp.0.weight", "feed-forward", "mlp", 5),
-        ("layers.1.blocks.4.attn.qkv.weight", "attention", "attn", 4),
-        ("layers.7.block_sparse_moe.experts.3.w1.weight", "feed-forward", "block_sparse_moe", 7),
-        ("layers.7.block_sparse_moe.gate.weight", "other", "gate", 7),
-        ("0.auto_model.encoder.layer.3.attention.self.key.weight", "attention", "attention", 3),
-        ("0.auto_model.embeddings.word_embeddings.weight", "embedding", "word_embeddings", None),
-        ("0.auto_model.pooler.dense.weight", "head", "dense", None),
-        ("layers.0.self_attn.relative_attention_bias.weight", "embedding", None, None),
-        ("model.shared.weight", "embedding", "shared", None),
-        ("blocks.0.cls_token", "embedding", None, None),
-        ("cls.predictions.transform.dense.weight", "head", "dense", None),
-        ("vision.pre_layrnorm.weight", "norm", "pre_layrnorm", None),
-        ("h.4.ln_1.weight", "norm", "ln_1", 4),
-        ("self_attn.q_proj.weight", "other", "q_proj", None),
-        ("fc1.weight", "other", "fc1", None),
-        ("logit_scale", "other", "logit_scale", None),
-    ],
-)
-def test_kind_and_layer_of_a_name(name, kind, layer, depth):
-    assert module_kind(name) == kind
-    found, number = layer_of(name)
-    assert number == depth
-    assert layer is None or found.rpartition(".")[2] == layer
-
-
-def test_module_names_are_understood_too():
-    assert module_kind("encoder.layer.3.attention") == "attention"
-    assert module_kind("encoder.layer.3.attention.output.LayerNorm") == "norm"
 
 
 # --- selection by hand ----------------------------------------------------------------------------
@@ -528,25 +553,6 @@ def test_groups_partition_the_trainable_parameters(decay, frozen, tie, scope):
     assert all(g["params"] and g["weight_decay"] in (0.0, decay) for g in groups)
     assert all(p.ndim > 1 for g in groups if g["weight_decay"] for _, p in g["params"])
     assert str(groups) == str(param_groups(model, decay, scope))
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(
-            ["0", "12", "LayerNorm", "attention", "block", "embeddings", "encoder", "experts"]
-        )
-        | st.sampled_from(["fc1", "gate", "head", "layers", "mlp", "module", "output", "shared"])
-        | st.text(max_size=4),
-        min_size=1,
-        max_size=7,
-    ).map(".".join)
-)
-def test_any_name_has_a_kind_and_a_layer(name):
-    assert module_kind(name) in {"attention", "feed-forward", "embedding", "norm", "head", "other"}
-    layer, depth = layer_of(name)
-    assert isinstance(layer, str)
-    assert depth is None or depth >= 0
 
 
 # --- errors ---------------------------------------------------------------------------------------

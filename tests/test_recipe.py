@@ -465,3 +465,14 @@ def test_quick_that_is_not_there_or_wrong(recipe):
 def test_arms_of_the_command_line():
     assert load("digits-vit", arms=["adamw"]).study.arms == ["adamw"]
     refused(lambda: load("digits-vit", arms=["adam"]), "study.arms names 'adam'", "'adamw'")
+
+
+def test_a_grid_is_put_in_order_however_it_is_written():
+    """Its ends are what tuning extends."""
+    found = load("digits-vit", {"arms.adamw.grid.lr": [4e-3, 5e-4, 2e-3, 1e-3]})
+    assert found.arms["adamw"].grid["lr"] == [5e-4, 1e-3, 2e-3, 4e-3]
+
+
+def test_two_arms_of_one_label_are_refused():
+    changes = {"arms.sage-adamw.label": "AdamW"}
+    refused(lambda: load("digits-vit", changes), "two arms of the study have the label 'AdamW'")

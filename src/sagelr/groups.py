@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Place", "layer_of", "locate", "module_kind", "param_groups"]
+__all__ = ["Place", "locate", "param_groups"]
 
 Kind = Literal["attention", "feed-forward", "embedding", "norm", "head", "other"]
 Selector = str | Sequence[str] | Callable[[str, Tensor], bool]
@@ -156,52 +156,6 @@ def param_groups(
     ]
 
 
-def module_kind(name: str) -> Kind:
-    """What a parameter or module is, judged by its dotted name alone.
-
-    Only attention and feed-forward modules in numbered layers are told as such. `locate` has the
-    whole model before it and knows better: it sees classes and neighbours too.
-
-    Args:
-        name: as in `model.named_parameters()` or `model.named_modules()`.
-
-    Returns:
-        "attention", "feed-forward", "embedding", "norm", "head" or "other".
-
-    Examples:
-        >>> module_kind("bert.encoder.layer.3.attention.self.query.weight")
-        'attention'
-        >>> module_kind("bert.encoder.layer.3.attention.output.LayerNorm.weight")
-        'norm'
-        >>> module_kind("bert.pooler.dense.weight")
-        'head'
-    """
-    return _locate(name, None).kind
-
-
-def layer_of(name: str) -> tuple[str, int | None]:
-    """The layer that a parameter is part of, and that layer's number, judged by its name alone.
-
-    Args:
-        name: as in `model.named_parameters()`.
-
-    Returns:
-        The attention or feed-forward module that holds the parameter (two halves that lie loose
-        in one layer are its "feed-forward"), or else the module that owns it; and the number of
-        the layer, within its stage where there are stages, None for what is in none.
-
-    Examples:
-        >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
-        ('bert.encoder.layer.3.attention', 3)
-        >>> layer_of("model.decoder.layers.0.fc1.weight")
-        ('model.decoder.layers.0.feed-forward', 0)
-        >>> layer_of("bert.pooler.dense.weight")
-        ('bert.pooler.dense', None)
-    """
-    place = _locate(name, None)
-    return place.layer, place.depth
-
-
 def locate(model: nn.Module) -> dict[str, Place]:
     """The place of every parameter of a model, by each of its names (a tied weight has several).
 
@@ -270,7 +224,7 @@ def _kind_of(component: str, module: nn.Module | None) -> Kind | None:
     return None
 
 
-def _locate(name: str, structure: _Structure | None) -> Place:
+def _locate(name: str, structure: _Structure) -> Place:
     """Read a name from its end: the innermost component that says something decides."""
     full = name.split(".")
     kept = [i for i, part in enumerate(full) if part not in WRAPPERS and (i or part != "module")]
@@ -291,17 +245,15 @@ def _locate(name: str, structure: _Structure | None) -> Place:
     return Place(owner, None if outside else _depth(parts), kind)
 
 
-def _kinds(parts: list[str], paths: list[str], structure: _Structure | None) -> list[Kind | None]:
-    """What each component of a name says, its neighbours heard."""
-    modules = structure.modules if structure else {}
+def _kinds(parts: list[str], paths: list[str], structure: _Structure) -> list[Kind | None]:
+    """What each component of a name says, corrected by its neighbours."""
+    modules = structure.modules
     kinds: list[Kind | None] = []
     for index, (part, path) in enumerate(zip(parts, paths, strict=True)):
         kind = _kind_of(part, modules.get(path))
         parent = path.rpartition(".")[0]
         if kind is None and HALF.fullmatch(part):
-            if structure is None:
-                loose = index > 0 and NUMBER.fullmatch(parts[index - 1])
-            elif part == "output":
+            if part == "output":
                 loose = f"{parent}.intermediate".lstrip(".") in modules
             else:
                 loose = parent in structure.beside
@@ -312,24 +264,19 @@ def _kinds(parts: list[str], paths: list[str], structure: _Structure | None) -> 
         bare = index == len(parts) - 1 and path not in modules
         if kind and (LAYER_SCALE.search(part) or (bare and FACTOR.search(part))):
             kind = "other"
-        gate = part == "gate" and bool(kinds) and kinds[-1] == "feed-forward"
-        if structure:
-            gate = gate and parent in structure.mixtures  # else the gate of a gated unit
+        # The gate of a mixture's experts, and not that of a gated unit.
+        gate = part == "gate" and kinds[-1:] == ["feed-forward"] and parent in structure.mixtures
         if gate or ROUTER.search(part):
             kind = "other"
         kinds.append(kind)
     return kinds
 
 
-def _counts(
-    parts: list[str], paths: list[str], at: int, kind: Kind, structure: _Structure | None
-) -> bool:
+def _counts(parts: list[str], paths: list[str], at: int, kind: Kind, structure: _Structure) -> bool:
     """Whether what is named like attention or feed-forward is a layer's own."""
     if any(map(HEAD.search, parts[:at])):
         return False
     numbers = [i for i in range(at) if NUMBER.fullmatch(parts[i])]
-    if structure is None:
-        return bool(numbers)
     if not numbers:
         if structure.numbered and not _is_list(paths, at, kind, structure):
             return False
@@ -341,9 +288,9 @@ def _counts(
     return not structure.above.isdisjoint(layers | lists)
 
 
-def _is_list(paths: list[str], at: int, kind: Kind, structure: _Structure | None) -> bool:
+def _is_list(paths: list[str], at: int, kind: Kind, structure: _Structure) -> bool:
     """Whether this is a list of layers of one kind, as XLM keeps them: `attentions.0`."""
-    if structure is None or at + 1 == len(paths):
+    if at + 1 == len(paths):
         return False
     outer, inner = (structure.modules.get(paths[i]) for i in (at, at + 1))
     return isinstance(outer, nn.ModuleList) and _kind_of("", inner) == kind

@@ -21,7 +21,7 @@ from sagelr.state import shards
 def sensitivity(optimizer: Optimizer, param: Tensor) -> Tensor:
     """I = |θ·g| of this step, in the dtype of arithmetic."""
     group_of(optimizer, param)
-    return _sensitivity(param)
+    return rule.sensitivity(*_operands(param))
 
 
 def variation(optimizer: Optimizer, param: Tensor) -> Tensor:
@@ -84,7 +84,8 @@ def group_of(optimizer: Optimizer, param: Tensor) -> Mapping[str, Any]:
 
 
 @torch.no_grad()
-def _sensitivity(param: Tensor) -> Tensor:
+def _operands(param: Tensor) -> tuple[Tensor, Tensor]:
+    """θ and g in the dtype of arithmetic."""
     if param.grad is None:
         raise RuntimeError(
             f"A parameter of shape {tuple(param.shape)} has no gradient. Sensitivity exists "
@@ -96,7 +97,7 @@ def _sensitivity(param: Tensor) -> Tensor:
             "no rule. Make the layer with sparse=False."
         )
     dtype = compute_dtype(param.dtype)
-    return rule.sensitivity(param.detach().to(dtype), param.grad.to(dtype))
+    return param.detach().to(dtype), param.grad.to(dtype)
 
 
 @torch.no_grad()
@@ -104,16 +105,15 @@ def observe(
     optimizer: Optimizer, group: Mapping[str, Any], param: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """I of this step, Ī after its update, and that Ī as the multiplier takes it (corrected)."""
-    current = _sensitivity(param)
+    theta, grad = _operands(param)
     state = optimizer.state.get(param, {})
     if "exp_avg_sensitivity" in state:
-        before = shards.read(state, "exp_avg_sensitivity", current.dtype)
+        before = shards.read(state, "exp_avg_sensitivity", theta.dtype)
     else:
-        before = torch.zeros_like(current)
-    smoothed = rule.smooth(before, current, group["beta0"])
-    if not group["sage_bias_correction"]:
-        return current, smoothed, smoothed
-    step = state.get("sensitivity_step")
-    if step is None or not group.get("capturable"):  # a graph must not wait for a number
-        step = 0.0 if step is None else float(step)
-    return current, smoothed, rule.bias_correct(smoothed, group["beta0"], step + 1)
+        before = torch.zeros_like(theta)
+    step = None
+    if group["sage_bias_correction"]:
+        taken = state.get("sensitivity_step", 0.0)
+        # Read, but in a graph, which must not wait for a number.
+        step = (taken if group.get("capturable") else float(taken)) + 1
+    return rule.observe(theta, grad, before, group["beta0"], step)

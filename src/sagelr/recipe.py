@@ -269,7 +269,7 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise UsageError(_message(where, error, Recipe, (), data)) from None
+        raise UsageError(_message(where, error, Recipe, ())) from None
     if found := not_finite(data):
         raise UsageError(f"{where}: {found} is not a finite number.")
     if "family" not in recipe.task:
@@ -280,7 +280,7 @@ def check(data: Mapping[str, Any], where: str) -> Recipe:
         try:
             parts[key] = options.model_validate(getattr(recipe, key)).model_dump(mode="json")
         except ValidationError as error:
-            raise UsageError(_message(where, error, options, (key,), data)) from None
+            raise UsageError(_message(where, error, options, (key,))) from None
     if recipe.metric not in cls.metrics:
         raise UsageError(
             f"{where}: metric = {recipe.metric!r}; {nearest(recipe.metric, cls.metrics)}."
@@ -426,7 +426,6 @@ def _message(
     error: ValidationError,
     model: type[BaseModel],
     prefix: tuple[str, ...],
-    data: Mapping[str, Any],
 ) -> str:
     """Every problem pydantic found, one a line."""
     lines = []

@@ -14,7 +14,7 @@ engines do. All are differentiable when given one tensor.
 
 Source: Liang et al., "No Parameters Left Behind: Sensitivity Guided Adaptive Learning Rate for
 Training Large Transformer Models", ICLR 2022, arXiv 2202.02664. Where the released code departs
-from it (ε in the denominator alone), this follows neither blindly: see `multiplier`.
+from the paper (ε in the denominator alone), this follows the paper: see `multiplier`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "bias_correct",
     "multiplier",
     "multiplier_bound",
+    "observe",
     "ratio_multiplier",
     "relative_multiplier",
     "relative_multipliers",
@@ -175,6 +176,31 @@ def multiplier(
     ratio = torch._foreach_add(variation, eps)  # type: ignore[arg-type]
     torch._foreach_div_(ratio, torch._foreach_add(smoothed, eps))  # type: ignore[arg-type]
     return list(ratio)
+
+
+def observe(
+    param: Tensor, grad: Tensor, smoothed: Tensor, beta0: float, step: Step | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step sees: I, Ī after its update, and that Ī as the multiplier takes it.
+
+    Args:
+        param: θ, any shape.
+        grad: g, same shape.
+        smoothed: Ī before this step, same shape.
+        beta0: memory of the average, in (0, 1).
+        step: t ≥ 1 where Ī is bias-corrected for the multiplier; None where it is not.
+
+    Returns:
+        I, Ī to be stored, and Ī corrected (the stored one itself where step is None).
+
+    Examples:
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> observe(2 * one, one, zero, 0.75, step=1)
+        (tensor([2.]), tensor([0.5000]), tensor([2.]))
+    """
+    current = sensitivity(param, grad)
+    after = smooth(smoothed, current, beta0)
+    return current, after, after if step is None else bias_correct(after, beta0, step)
 
 
 def relative_multiplier(

@@ -18,6 +18,7 @@ from sagelr.tasks import Metric, Task, family
 
 Setting = dict[str, float]
 LR_RATIO = "lr_ratio"
+TOLD = 3  # differences that a message names
 LR_AXES = ("lr", LR_RATIO)  # of a grid, which has one of them
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -355,18 +356,22 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def not_finite(table: Mapping[str, Any]) -> str | None:
-    """The first number of a recipe that is none, by dotted name; None without.
+def not_finite(value: Any, name: str = "") -> str | None:
+    """The first number within that is not finite, by dotted name; None without.
 
     Examples:
         >>> not_finite({"arms": {"sgd": {"options": {"eps": float("inf"), "nesterov": True}}}})
         'arms.sgd.options.eps = inf'
     """
-    for name, value in flat(table).items():
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, float) and not math.isfinite(part):
-                return f"{name} = {part}"
-    return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{name} = {value}"
+    if isinstance(value, Mapping):
+        parts = ((f"{name}.{key}" if name else str(key), part) for key, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{name}[{index}]", part) for index, part in enumerate(value))
+    else:
+        return None
+    return next((found for key, part in parts if (found := not_finite(part, key))), None)
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -383,10 +388,10 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def first_of(differing: Sequence[str], most: int = 3) -> str:
+def first_of(differing: Sequence[str]) -> str:
     """The first few of what differs, and how many more there are."""
-    more = f" (and {len(differing) - most} more)" if len(differing) > most else ""
-    return "; ".join(differing[:most]) + more
+    more = f" (and {len(differing) - TOLD} more)" if len(differing) > TOLD else ""
+    return "; ".join(differing[:TOLD]) + more
 
 
 def nearest(name: str, allowed: Mapping[str, Any] | Sequence[str], *, listed: bool = True) -> str:

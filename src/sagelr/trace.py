@@ -58,7 +58,6 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module, optimizer: SageOptimizer, total: int) -> None:
-        self.optimizer = optimizer
         self.steps = steps_to_probe(total)
         self._viewer = Viewer(model, optimizer, whole=True)
         self._seen: list[int] = []

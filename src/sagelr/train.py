@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import torch
 
 import sagelr
 from sagelr.errors import SagelrError, UsageError
+from sagelr.quiet import silence
 from sagelr.schema import Recipe
 from sagelr.tasks import Task
 from sagelr.training import checkpoint, sharded
@@ -104,7 +104,7 @@ def train(
     if predict:
         task.prepare_predictions()
     _check_scores(recipe, task)
-    with _quiet(), contextlib.ExitStack() as stack:
+    with silence(), contextlib.ExitStack() as stack:
         folder = save or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sagelr-")))
         trainer = _make_trainer(recipe, run, task, folder, save is not None)
         watch = trainer.watch
@@ -115,7 +115,7 @@ def train(
         if begin is not None:
             begin()
         torch.set_num_threads(recipe.train.threads)  # Accelerate has a mind of its own on this
-        stack.enter_context(_reports(recipe, run, trainer, save))
+        stack.enter_context(_reports(recipe, run, save))
         trainer.train(resume_from_checkpoint=found)
         trainer.stop_reports()
         if watch.stopped:
@@ -235,9 +235,10 @@ def _score(trainer: RunTrainer, test: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reports(recipe: Recipe, run: Run, trainer: RunTrainer, save: Path | None) -> Iterator[None]:
+def _reports(recipe: Recipe, run: Run, save: Path | None) -> Iterator[None]:
     """Where reports of the training go, and their end with it."""
-    variable, given = "TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")
+    variable = "TENSORBOARD_LOGGING_DIR"
+    given = os.environ.get(variable)
     if given is None and save is None:
         os.environ[variable] = str(Path("runs") / "tensorboard" / recipe.name / run.key)
     try:
@@ -249,21 +250,3 @@ def _reports(recipe: Recipe, run: Run, trainer: RunTrainer, save: Path | None) -
             import wandb  # pyright: ignore[reportMissingImports]  (not among the extras)
 
             wandb.finish()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The Trainer's log and warnings are about what this file decides."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

@@ -165,7 +165,6 @@ class Viewer:
             )
         self._whole = whole
         places, names = locate(model), {p: name for name, p in model.named_parameters()}
-        self._params: list[tuple[Tensor, Mapping[str, Any], int]] = []
         found: dict[tuple[str, str, int | None], list[Tensor]] = {}
         for group in self.optimizer.param_groups:
             for param in group["params"] if group.get("sage") else ():
@@ -188,7 +187,7 @@ class Viewer:
             )
         ]
         index = {param: i for i, params in enumerate(found.values()) for param in params}
-        self._params = [
+        self._params: list[tuple[Tensor, Mapping[str, Any], int]] = [
             (param, group, index[param])
             for group in self.optimizer.param_groups
             for param in group["params"]
@@ -242,10 +241,9 @@ class Viewer:
             [self._before(param, theta) for param, theta in zip(params, thetas, strict=True)]
         ).to(dtype)
         sizes = [theta.numel() for theta in thetas]
-        current = rule.sensitivity(torch.cat(thetas).to(dtype), torch.cat(grads).to(dtype))
-        smoothed = rule.smooth(before, current, group["beta0"])
-        if group["sage_bias_correction"]:
-            smoothed = rule.bias_correct(smoothed, group["beta0"], step + 1)
+        theta, grad = torch.cat(thetas).to(dtype), torch.cat(grads).to(dtype)
+        count = step + 1 if group["sage_bias_correction"] else None
+        current, _, smoothed = rule.observe(theta, grad, before, group["beta0"], count)
         layer = torch.tensor(layers, device="cpu").repeat_interleave(
             torch.tensor(sizes, device="cpu")
         )

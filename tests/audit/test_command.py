@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sagelr import recipe as recipes
 from sagelr.audit import audit as measure
 from sagelr.audit.schema import Audit, Audited, Comparison, Curve, Distribution, Group, Units
-from sagelr.audit.scoring import TrainingBatches
+from sagelr.audit.scoring import Scorer, TrainingBatches
 from sagelr.audit.sketch import short
 from sagelr.audit.subjects import Subject, find, labels, load
 from sagelr.commands import app
@@ -493,3 +493,96 @@ def test_nothing_is_trained_that_is_not_pruned(run, tmp_path):
     assert result.exit_code == 0
     [model] = read(tmp_path / "a")["models"]
     assert model["export"]["scores"] == model["pruning"]["curves"][1]["points"][0]["scores"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_curves_are_scored_on_the_split_that_is_told(run, tmp_path, task, split):
+    """A sparsity may be chosen by them: on the test split only where that is asked for."""
+
+    words = ["--structure", "neurons", "--score", "magnitude", *QUICK]
+    invoke(run, "--out", tmp_path, *words, *(["--split", "test"] if split == "test" else []))
+    pruning = read(tmp_path)["models"][0]["pruning"]
+    model = type(task.model(0)).from_pretrained(run)
+    whole = Scorer(task, split)(model)
+    assert pruning["split"] == split
+    assert pruning["curves"][0]["points"][0]["scores"] == whole | {
+        "loss": pytest.approx(whole["loss"], rel=1e-4)
+    }
+
+
+def test_training_after_pruning_is_that_of_the_run(run, tmp_path, monkeypatch):
+    """Its optimizer, lr and batches; another lr where one is given."""
+    made = []
+
+    def noted(pruner, task, make, **how):
+        made.append((make(pruner.model), how))
+
+    monkeypatch.setattr("sagelr.audit.whole.finetune", noted)
+    words = ["--structure", "neurons", "--score", "magnitude", "--finetune", 2, *QUICK]
+    for number, (more, lr) in enumerate((([], 4e-3), (["--finetune-lr", 1e-3], 1e-3))):
+        made.clear()
+        invoke(run, "--out", tmp_path / str(number), *words, *more)
+        optimizer, how = made[0]
+        assert type(optimizer).__name__ == "SageAdamW"
+        assert {group["lr"] for group in optimizer.param_groups} == {lr}
+        assert how == {"epochs": 2, "batch_size": 16, "accumulate": 1}
+
+
+def test_training_a_plain_model_after_pruning_takes_the_recipes_batches(
+    task, tmp_path, monkeypatch
+):
+    made = []
+
+    def noted(pruner, task, make, **how):
+        made.append((make(pruner.model), how))
+
+    monkeypatch.setattr("sagelr.audit.whole.finetune", noted)
+    task.model(0).save_pretrained(tmp_path / "plain")
+    given = {**SMALL, "train.batch_size": 4, "train.accumulate": 3}
+    sets = [f"--set={key}={value}" for key, value in given.items()]
+    words = ["--structure", "neurons", "--score", "magnitude", "--finetune", 1]
+    words += ["--finetune-lr", 1e-3, "--recipe", "digits-vit", *sets, *QUICK]
+    invoke(tmp_path / "plain", "--out", tmp_path / "out", *words)
+    optimizer, how = made[0]
+    assert type(optimizer).__name__ == "AdamW"
+    assert how == {"epochs": 1, "batch_size": 4, "accumulate": 3}
+
+
+def test_a_model_is_exported_as_it_was_trained_after_pruning(run, tmp_path, task):
+    words = ["--no-curves", "--export", tmp_path / "e", "--sparsity", 0.3, "--finetune", 1, *QUICK]
+    invoke(run, "--out", tmp_path / "a", *words)
+    cls = type(task.model(0))
+    before, after = (cls.from_pretrained(folder).state_dict() for folder in (run, tmp_path / "e"))
+    bias = "classifier.bias"  # nothing prunes it
+    assert not torch.equal(before[bias], after[bias])
+
+
+def test_what_is_told_of_all_parameters_is_a_mean_over_them(run, tmp_path, task):
+    words = ["--no-curves", *QUICK]
+    invoke(run, "--out", tmp_path / "a", *words)
+    found = read(tmp_path / "a")["models"][0]["sensitivity"]
+    model, _ = load(find(str(run), None, {}), task)
+    measured = measure(model, TrainingBatches(task, 8, 40).on(torch.device("cpu")))
+    whole = torch.cat([each.flatten() for each in measured.variation.values()])
+    assert found["all"]["variation"] == pytest.approx(float(whole.double().mean()), rel=1e-4)
+
+
+def test_the_exported_model_is_pruned_by_the_first_score(run, tmp_path):
+    words = ["--no-curves", "--export", tmp_path / "e", "--sparsity", 0.3, *QUICK]
+    invoke(run, "--out", tmp_path / "a", *words, "--score", "magnitude", "--score", "sensitivity")
+    assert read(tmp_path / "a")["models"][0]["export"]["score"] == "magnitude"
+
+
+def test_what_a_class_freezes_is_not_measured(tmp_path):
+    """Positions that are not even saved are no parameters that could be redundant."""
+    pytest.importorskip("num2words")
+    given = {"model.hidden": 16, "model.feed_forward": 16, "model.layers": 1, "task.limit": 40}
+    task = recipes.load("number-words", given).make_task()
+    task.model(0).save_pretrained(tmp_path / "m")
+    task.save(tmp_path / "m")
+    sets = [f"--set={key}={value}" for key, value in given.items()]
+    words = ["--recipe", "number-words", *sets, "--out", tmp_path / "o", "--no-curves", *QUICK]
+    invoke(tmp_path / "m", *words)
+    (model,) = read(tmp_path / "o")["models"]
+    layers = model["sensitivity"]["layers"]
+    assert sum(layer["parameters"] for layer in layers) == model["parameters"]

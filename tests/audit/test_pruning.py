@@ -249,3 +249,68 @@ def test_tensors_that_are_no_matrices_are_told_apart_from_odd_rows():
         assert pruner.fours == ["fit.weight"]
         assert "1 matrices have no rows of a multiple of 4: not pruned 2:4." in pruner.notes
         assert "1 tensors are no matrices: not pruned 2:4." in pruner.notes
+
+
+def test_training_after_pruning_is_what_it_is_said_to_be(task):
+    """By hand: lr falls linearly to 0, gradients are clipped to norm 1, zeros are held."""
+    rows = _Doubles(task)
+    heard, modes = [], []
+    rows.train = _Announced(task.train, heard)
+    model = task.model(0).double().eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(20)  # so that there is something to clip
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    scores = {name: torch.ones_like(param) for name, param in model.named_parameters()}
+    with Pruner(model, Measured(1.0, 1, scores, scores), whole=True) as pruner:
+        pruner.prune("unstructured", "magnitude", "global", 0.3)
+        twin, masks = copy.deepcopy(model), pruner.masks
+        finetune(
+            pruner,
+            rows,
+            lambda model: torch.optim.SGD(model.parameters(), 0.1),
+            epochs=2,
+            batch_size=16,
+        )
+        found = {name: param.detach().clone() for name, param in model.named_parameters()}
+    assert heard == [0, 1]
+    assert modes == [True] * 12
+    assert not model.training
+    params, clipped = dict(twin.named_parameters()), 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        orders = [torch.randperm(96), torch.randperm(96)]
+    for number, batch in enumerate(torch.cat(orders).split(16)):
+        given = rows.collate([task.train[row] for row in batch.tolist()])
+        grads = torch.autograd.grad(twin(**given).loss, list(params.values()))
+        norm = torch.stack([grad.norm() for grad in grads]).norm()
+        clipped += int(norm > 1)
+        with torch.no_grad():
+            for (name, param), grad in zip(params.items(), grads, strict=True):
+                param -= 0.1 * (1 - number / 12) * grad / max(1.0, float(norm))
+                if name in masks:
+                    param[masks[name]] = 0
+    assert clipped > 3
+    for name, param in params.items():
+        torch.testing.assert_close(found[name], param.detach(), rtol=1e-4, atol=1e-7)
+
+
+class _Announced:
+    """Rows that are told which epoch it is."""
+
+    def __init__(self, rows, heard) -> None:
+        self.rows, self.set_epoch = rows, heard.append
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def test_buffers_are_put_back_with_the_whole_model(model, measured):
+    """Training after pruning moves running means; the next curve begins without that."""
+    model.norm = nn.BatchNorm1d(16)
+    with Pruner(model, measured, whole=True) as pruner:
+        pruner.prune("unstructured", "magnitude", "global", 0.5)
+        model.norm.running_mean.add_(1)
+    assert not model.norm.running_mean.any()

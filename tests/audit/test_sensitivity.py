@@ -12,9 +12,11 @@ from torch.utils._pytree import tree_leaves
 from sagelr import rule
 from sagelr.audit import audit, describe
 from sagelr.audit.multipliers import multipliers
+from sagelr.audit.scoring import TrainingBatches
 from sagelr.audit.sensitivity import CHUNK
 from sagelr.audit.subjects import find, load
 from sagelr.errors import SagelrError, UsageError
+from sagelr.view import Viewer
 
 from .conftest import loss
 
@@ -169,3 +171,37 @@ def test_it_holds_the_model_a_gradient_and_two_copies():
     assert len(found.sensitivity) == 2 * depth
     chunks = 4 * CHUNK * 4
     assert 3 * size < held.peak <= 4 * size + chunks < 5 * size
+
+
+def test_multipliers_are_seen_in_steps_as_training_takes_them(run, task, recipe, monkeypatch):
+    """Batches added up, gradients clipped, labels smoothed, dropout on; each step by itself."""
+
+    model, _ = load(find(str(run), None, {}), task)
+    norms, modes, look = [], [], Viewer.look
+
+    def noted(viewer):
+        grads = [param.grad for param in model.parameters() if param.grad is not None]
+        norms.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
+        modes.append(model.training)
+        return look(viewer)
+
+    monkeypatch.setattr(Viewer, "look", noted)
+
+    def seen(**train):
+        norms.clear()
+        changed = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+        setting = {"lr": 4e-3, "beta0": 0.75}
+        assert multipliers(model, task, changed, "sage-adamw", setting, run / "optimizer.pt")
+        return list(norms)
+
+    whole = seen(max_grad_norm=0, batch_size=8)
+    expected = []
+    for batch in TrainingBatches(task, 8, 64).on(torch.device("cpu")):
+        grads = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
+        expected.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
+    assert whole == pytest.approx(expected, rel=1e-3)
+    assert all(modes)
+    assert seen(max_grad_norm=0, batch_size=4, accumulate=2) == pytest.approx(whole, rel=1e-3)
+    assert seen(max_grad_norm=1e-3, batch_size=8) == pytest.approx([1e-3] * 8, rel=1e-2)
+    smoothed = seen(max_grad_norm=0, batch_size=8, label_smoothing=0.5)
+    assert smoothed != pytest.approx(whole, rel=1e-2)

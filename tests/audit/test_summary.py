@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from sagelr.audit import summary
+from sagelr.audit import audit, summary
 from sagelr.audit.scoring import Scorer, TrainingBatches
 from sagelr.errors import SagelrError
 from sagelr.schema import AuditOptions
@@ -63,3 +63,45 @@ def test_a_model_for_something_else_is_told_so(task):
     size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(SagelrError, match="BertModel does not fit the recipe's data, whose batche"):
         Scorer(task, "test")(BertModel(BertConfig(**size, intermediate_size=8, vocab_size=9)))
+
+
+def test_a_summary_has_the_figures_of_all_that_is_trained(task):
+
+    model = task.model(0)
+    frozen = model.get_parameter("classifier.weight").requires_grad_(False)
+    found = summary(model, task, OPTIONS)
+    trained = model.num_parameters() - frozen.numel()
+    assert sum(layer["parameters"] for layer in found["layers"]) == trained
+    batches = TrainingBatches(task, 10, 55).on(torch.device("cpu"))
+    measured = audit(model, batches, frozen=False)
+    x = torch.cat([each.flatten().double() for each in measured.sensitivity.values()])
+    effective = float(x.sum() ** 2 / x.square().sum()) / trained
+    assert found["effective_share"] == pytest.approx(effective, rel=1e-4)
+    assert sum(found["histogram"]["counts"]) == int((x > 0).sum())
+
+
+def test_curves_are_made_in_the_scope_that_is_asked_for(task):
+    options = OPTIONS.model_copy(update={"scope": "layer", "sparsities": [0.3]})
+    found = summary(task.model(0), task, options)
+    assert {curve["scope"] for curve in found["curves"]} == {"layer"}
+
+
+def test_rows_that_change_are_those_of_the_first_epoch(task):
+    """Every model is measured on the same rows, whatever training left them at."""
+    heard = []
+
+    class Changing:
+        set_epoch = heard.append
+
+        def __len__(self):
+            return len(task.train)
+
+        def __getitem__(self, index):
+            assert heard
+            return task.train[index]
+
+    class Other:
+        train, collate = Changing(), task.collate
+
+    list(TrainingBatches(Other(), 10, 55).on(torch.device("cpu")))
+    assert heard == [0]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sagelr import SageAdamW
-from sagelr.optim.controls import CONTROLS, ControlAdamW
+from sagelr.engines.plan import Place
+from sagelr.optim.controls import CONTROLS, ControlAdamW, _shuffled
 
 OPTIONS = {"lr": 0.1, "beta0": 0.8, "weight_decay": 0.05}
 
@@ -138,3 +139,40 @@ def test_a_copy_is_the_same_control(draw):
     copied.grad = draw(4, 3)
     optimizer.step()
     assert optimizer.control == "constant"
+
+
+def test_the_order_is_another_for_every_seed_step_and_parameter():
+
+    r = torch.arange(50.0)
+    orders = {
+        tuple(_shuffled(r, seed, step, Place(parameter)).tolist())
+        for seed in (0, 1)
+        for step in (1, 2)
+        for parameter in (0, 1)
+    }
+    assert len(orders) == 8
+
+
+@pytest.mark.parametrize("control", ["gradient", "inverse", "variation"])
+def test_sensitivity_is_left_uncorrected_where_that_is_asked_for(control, draw):
+    """By its first step: corrected, Ī is I there, and without U nothing varies."""
+    found = []
+    start, grads = [draw(6, 5), draw(4)], [draw(6, 5), draw(4)]
+    for corrected in (True, False):
+        params = [nn.Parameter(p.clone()) for p in start]
+        optimizer = ControlAdamW(
+            params, **OPTIONS, control=control, sage_eps=1e-30, sage_bias_correction=corrected
+        )
+        found.append(moves(params, optimizer, grads)[0])
+    same = torch.allclose(found[0], found[1])
+    assert same == (control == "inverse")  # its mean takes the factor out again
+
+
+def test_no_multiplier_of_a_control_is_above_ten(draw):
+    """One weight of thirty that is nearly without sensitivity would have thirty times the lr."""
+    start = draw(6, 5).abs() + 1
+    start[0, 0] = 1e-9
+    param = nn.Parameter(start)
+    optimizer = ControlAdamW([param], **OPTIONS, control="inverse", sage_eps=1e-30)
+    [moved] = moves([param], optimizer, [torch.ones(6, 5, dtype=torch.float64)])
+    assert moved.abs().max().item() == pytest.approx(10 * OPTIONS["lr"])

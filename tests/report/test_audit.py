@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from sagelr.report import sections
+from sagelr.report import sections, sides
 from sagelr.report.source import read
 from sagelr.report.study import interval, student
 
@@ -119,3 +119,37 @@ def test_a_score_that_is_no_number_is_left_out(audit):
     drawn = pages(audit).redundancy[0].curves[0].data
     assert drawn[0]["y"][-1] is None
     assert drawn[0]["y"][0] is not None
+
+
+def test_the_table_of_pruning_has_both_ends_and_means_over_the_seeds(study, run_audit):
+    def measure(run):
+        if run["stage"] == "report":
+            run["audit"] = run_audit(run["seed"])
+            for curve in run["audit"]["curves"]:
+                curve["keeps99"]["accuracy"] = (run["seed"] - 1000) / 10  # 0 to 0.9
+
+    document = study(spoil=measure)
+    page = pages(document)
+    [table] = [
+        table
+        for each in page.redundancy
+        for table in each.tables
+        if table and table.id.endswith("-pruning")
+    ]
+    curves = [
+        run["audit"]["curves"][0]["points"]
+        for run in document["runs"]
+        if run["stage"] == "report" and run["arm"] == "adamw"
+    ]
+    ends = [
+        sum(points[place]["scores"]["accuracy"] for points in curves) / len(curves)
+        for place in (0, -1)
+    ]
+    assert [cell.value for cell in table.rows[0][5:8]] == pytest.approx([*ends, 0.45])
+
+
+def test_models_at_matched_loss_have_the_loss_they_were_measured_at(audit):
+
+    audit["comparison"]["matched"][0]["loss"] = 0.2
+    found = sides.matched(audit, sides.of_audit(audit))
+    assert [side.loss for side in found] == [0.2, 0.1]

@@ -14,8 +14,11 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import load, parse_override
-from sagelr.report import write_report
+from sagelr.report import tables, verdict, write_report
+from sagelr.report.charts import sage as drawn
 from sagelr.report.page import GENERATOR
+from sagelr.report.study import Study
+from sagelr.report.wording import setting
 
 LIMIT = 6_000_000
 SCRIPTS = 5  # theme, figures, Plotly, tables, charts
@@ -605,3 +608,223 @@ def test_an_unwritable_place_is_named(study, tmp_path):
     with pytest.raises(OSError, match=r"report\.html") as error:
         write_report(study(), tmp_path / "nowhere" / "report.html")
     assert Path(error.value.filename) == tmp_path / "nowhere" / "report.html"
+
+
+def test_means_stand_beside_the_arms_they_are_of(study, show):
+    document = study(gap=0.02)
+    means = {name: arm["mean"] for name, arm in document["comparison"]["arms"].items()}
+    said = (
+        f"SageAdamW reaches {100 * means['sage-adamw']:.2f}% test accuracy and AdamW "
+        f"{100 * means['adamw']:.2f}%"
+    )
+    assert said in show(document).text
+
+
+def test_facts_are_told_with_their_own_setting_and_size(study):
+
+    document = study(gap=0.02)
+    found = Study(document)
+    sage, base, gap, smallest = verdict.verdicts(found)[0].facts
+    for fact, name in ((sage, "sage-adamw"), (base, "adamw")):
+        assert fact.about.endswith(setting(document["tuning"][name]["chosen"]))
+    assert smallest.value == found.scale.amount(document["comparison"]["smallest_detectable"])
+    assert gap.value == found.scale.change(document["comparison"]["difference"]["mean"])
+
+
+def test_a_gain_that_may_be_below_the_margin_is_told_as_such(study, show):
+    document = study(gap=0.02)
+    said = "though it may be smaller than the 5 points the recipe calls relevant"
+    assert "though it may be smaller" not in show(document).text
+    document["comparisons"][0]["margin"] = 0.05
+    assert said in show(document).text.replace("\u00a0", " ")
+
+
+def test_tables_hold_what_was_found(study):
+    """Also for what is sorted and exported by: in the units that are shown, with its sign."""
+
+    document = study(gap=0.02)
+    [entry] = document["comparisons"]
+    entry["gain"] = -entry["difference"]["mean"]  # as where lower is better
+    found, gap = Study(document), entry["difference"]
+    by_seed = tables.by_seed(found)
+    base, sage = (entry["arms"][name]["values"] for name in ("adamw", "sage-adamw"))
+    for row, b, s in zip(by_seed.rows, base, sage, strict=True):
+        wanted = [100 * b, 100 * s, 100 * (s - b)]
+        assert [cell.value for cell in row[1:]] == pytest.approx(wanted)
+    first, second = tables.scores(found).rows
+    for row, name in ((first, "adamw"), (second, "sage-adamw")):
+        arm = entry["arms"][name]
+        wanted = [100 * arm["mean"], 100 * arm["sd"], arm["n"]]
+        assert [cell.value for cell in row[2:5]] == pytest.approx(wanted)
+        assert (row[11].text, row[12].text) == ("4.2\u00a0s", "512\u00a0MiB")
+    assert [cell.text for cell in first[6:11]] == ["–"] * 5
+    wanted = [100 * gap["mean"], gap["ci95"][0], gap["p_value"]]
+    wanted += [100 * entry["smallest_detectable"], gap["effect_size"]]
+    assert [cell.value for cell in second[6:11]] == pytest.approx(wanted)
+    chosen = [row for row in tables.tuning(found).rows if row[7].text == "chosen"]
+    assert len(chosen) == 2
+
+
+def test_runs_at_another_setting_are_no_part_of_an_arms_scores(study):
+
+    document = study(gap=0.02)
+    before = tables.scores(Study(document)).rows
+    run = next(run for run in document["runs"] if run["stage"] == "report")
+    other = run | {"setting": {**run["setting"], "lr": 9.0}, "seed": 1}
+    other["scores"] = run["scores"] | {"test": {"loss": 9.0, "accuracy": 0.0}}
+    document["runs"].append(other)
+    assert tables.scores(Study(document)).rows == before
+
+
+def test_the_time_is_weighed_where_sage_is_slower(study, show):
+    def slower(run):
+        run["seconds"] = 8.4 if run["arm"] == "sage-adamw" else 4.2
+
+    def faster(run):
+        run["seconds"] = 4.2 if run["arm"] == "sage-adamw" else 8.4
+
+    assert "Weigh the gain against the time" in show(study(gap=0.02, spoil=slower)).text
+    assert "Weigh the gain against the time" not in show(study(gap=0.02, spoil=faster)).text
+
+
+def test_seeds_that_would_be_too_many_are_not_advised(study, show):
+    document = study(gap=0.008, spread=0.02)
+    document["comparisons"][0]["seeds_needed"] = 400
+    text = show(document).text
+    assert "--seeds 400" not in text
+    assert "That is more than is likely to be worth it." in text
+
+
+def test_the_code_says_the_scope_that_was_trained(study, show):
+    document = study(gap=0.02)
+    document["recipe"]["arms"]["sage-adamw"]["scope"] = "all"
+    assert "sage='all'" in code_of(show(document).html)
+
+
+def test_settings_chosen_by_a_score_are_close_by_that_score(study, show):
+    """Where greater is better, a setting that did worse on a seed is none that did better."""
+    document = study()
+    document["recipe"]["study"]["select_by"] = "accuracy"
+    said = "a setting that was not chosen did better"
+    assert said not in show(document).text
+    [run] = [
+        run
+        for run in document["runs"]
+        if (run["stage"], run["arm"], run["seed"]) == ("tune", "adamw", 1)
+        and run["setting"] == {"lr": 0.004}
+    ]
+    run["scores"]["validation"]["accuracy"] = 1.0
+    assert f"{said}, for AdamW (lr 0.004)." in show(document).text
+
+
+def test_the_figure_of_a_difference_has_its_sign(study, show):
+    document = study(gap=0.02)
+    [entry] = document["comparisons"]
+    base, sage = (entry["arms"][name]["values"] for name in ("adamw", "sage-adamw"))
+    figure = show(document).figures["difference-1"]
+    (seeds,) = (trace for trace in figure["data"] if trace["name"] == "one seed")
+    wanted = [100 * (s - b) for s, b in zip(sage, base, strict=True)]
+    assert seeds["x"] == pytest.approx(wanted, rel=1e-3)
+    (bar,) = (t for t in figure["data"] if t["name"] == "mean and 95% interval")
+    high = 100 * entry["difference"]["ci95"][1]
+    [middle] = bar["x"]
+    assert bar["error_x"]["array"] == [pytest.approx(high - middle)]
+    corners = [note["text"] for note in figure["layout"]["annotations"]]
+    assert corners == ["← SageAdamW worse", "SageAdamW better →"]
+    document["recipe"]["metric"]["greater_is_better"] = False
+    figure = show(document).figures["difference-1"]
+    corners = [note["text"] for note in figure["layout"]["annotations"]]
+    assert corners == ["← SageAdamW better", "SageAdamW worse →"]
+
+
+def test_what_sage_did_is_a_mean_over_the_seeds(study):
+
+    def other(run):
+        if run["sage"]:
+            share = (run["seed"] - 1000) / 10  # 0 to 0.9: 0.45 on average
+            for layer in run["sage"]["layers"]:
+                layer["multiplier"] = share
+            for look in run["sage"]["history"]:
+                look["multiplier"] = dict.fromkeys(look["multiplier"], share)
+            for place, row in enumerate(run["sage"]["by_sensitivity"]):
+                row["multiplier"] = place / 20
+
+    [found] = drawn.traced(Study(study(spoil=other)))
+    assert [row["multiplier"] for row in drawn.layer_rows(found)] == pytest.approx([0.45] * 3)
+    names = [layer["name"] for layer in found.traces[0]["layers"]]
+    cells = drawn._cells(found, names, "multiplier")
+    assert [each for row in cells for each in row] == pytest.approx([0.45] * 9)
+    how = drawn._by_sensitivity([found]).how.replace("\u00a0", " ")
+    assert "Least sensitive fifth 0.075, most sensitive fifth 0.88" in how
+
+
+def test_while_tuning_curves_are_those_of_the_best_setting_so_far(study, show):
+    document = study(status="tuning", tuned=12, looks=[])
+    losses = {}
+    for run in document["runs"]:
+        if run["arm"] == "adamw":
+            ends = losses.setdefault(run["setting"]["lr"], [])
+            ends.append(run["curve"][-1]["validation_loss"])
+    best = min(sum(ends) / len(ends) for ends in losses.values())
+    lines = {trace.get("name"): trace for trace in show(document).figures["loss"]["data"]}
+    assert len(losses) > 1
+    assert lines["AdamW, validation"]["y"][-1] == pytest.approx(best, rel=1e-3)
+
+
+def test_a_setting_that_lost_a_seed_has_no_mean_and_the_chosen_one_has_a_ring(study, show):
+    def spoil(run):
+        if run["stage"] == "tune" and run["setting"]["lr"] == 0.004 and run["seed"] == 1:
+            run |= {"status": "diverged", "error": "training loss nan", "scores": FAILED}
+
+    document = study(spoil=spoil)
+    figure = show(document).figures["lr"]
+    lines = {trace["name"]: trace for trace in figure["data"] if "lines" in trace["mode"]}
+    line = lines["AdamW"]
+    assert line["y"][line["x"].index(0.004)] is None
+    rings = [trace["x"] for trace in figure["data"] if trace["name"] == "AdamW: chosen"]
+    assert rings == [[document["tuning"]["adamw"]["chosen"]["lr"]]]
+
+
+def test_an_arm_is_behind_by_the_score_that_settings_are_chosen_by(study, show):
+    """Where greater is better, the smaller score is behind."""
+    document = study()
+    document["recipe"]["study"]["select_by"] = "accuracy"
+    document["tuning"]["adamw"]["chosen"] = {"lr": 0.001}
+    said = "SageAdamW was tried from lr 0.002 up alone, and the best of AdamW is 0.001."
+    for shift, told in ((0.5, False), (-0.5, True)):
+        other = json.loads(json.dumps(document))
+        for run in other["runs"]:
+            if (run["stage"], run["arm"]) == ("tune", "sage-adamw"):
+                run["scores"]["validation"]["accuracy"] += shift
+        assert (said in show(other).text) == told
+
+
+def test_of_a_few_seeds_nothing_is_said_of_their_spread(study, show):
+    def spoil(run):
+        if run["stage"] == "report" and run["arm"] == "sage-adamw" and run["seed"] % 2:
+            run["scores"]["test"] = {"loss": 1.0, "accuracy": 0.5}
+
+    said = "At its setting SageAdamW trains well with some seeds and badly with others"
+    assert said in show(study(spoil=spoil, seeds=6)).text
+    assert said not in show(study(spoil=spoil, seeds=4)).text
+
+
+def test_a_smoke_run_is_not_told_to_look_beyond_its_grid(study, show):
+    document = study(quick=True)
+    document["tuning"]["sage-adamw"]["on_edge"] = True
+    assert "is still at the end of its grid" not in show(document).text
+
+
+def test_crosses_of_lost_runs_stand_at_the_worse_edge(study, show):
+    def spoil(run):
+        if run["stage"] == "tune" and run["setting"]["lr"] == 0.004 and run["seed"] == 1:
+            run |= {"status": "diverged", "error": "training loss nan", "scores": FAILED}
+
+    figures = show(study(spoil=spoil)).figures
+    for name, worst in (("lr", max), ("lr-metric", min)):
+        data = figures[name]["data"]
+        values = [y for trace in data if trace["marker"].get("size") == 4 for y in trace["y"]]
+        crosses = [trace for trace in data if trace["marker"].get("symbol") == "x-thin"]
+        assert crosses
+        for cross in crosses:
+            assert cross["y"] == pytest.approx([worst(values)] * len(cross["y"]), rel=1e-3)

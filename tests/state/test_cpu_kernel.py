@@ -161,4 +161,4 @@ def test_a_folder_that_cannot_be_written_is_told_and_another_taken(fresh, monkey
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     steps()
     (warning,) = [record for record in fresh.records if record.levelname == "WARNING"]
-    assert "cannot keep compiled kernels" in warning.getMessage()
+    assert "cannot keep step-" in warning.getMessage()

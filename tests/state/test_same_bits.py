@@ -186,3 +186,20 @@ def test_another_position_another_seed_another_step_round_otherwise(kind, engine
     assert torch.equal(stored(), stored())
     for other in ({"before": 1}, {"seed": 1}, {"waits": 1}):
         assert not torch.equal(stored(), stored(**other))
+
+
+def test_a_position_is_one_among_all_groups(draw):
+    """Two parameters that are first in their groups are not rounded alike."""
+    grad, found = draw(64, 64), []
+    for grouped in (True, False):
+        params = [nn.Parameter(torch.ones(64, 64)) for _ in range(2)]
+        groups = [{"params": [param]} for param in params] if grouped else params
+        optimizer = SageAdamW(groups, state_format="bfloat16", **exact(SageAdamW))
+        for param in params:
+            param.grad = grad.clone()
+        optimizer.step()
+        found.append([optimizer.state[p]["exp_avg_sensitivity"] for p in params])
+    (first, second), alone = found
+    assert not torch.equal(first, second)
+    assert torch.equal(first, alone[0])
+    assert torch.equal(second, alone[1])

@@ -265,3 +265,42 @@ def test_report_runs_are_pairs_on_fresh_seeds(recipe):
     assert not tuning & {run.seed for run in runs}
     # More seeds are the same and further ones.
     assert plan.reporting(recipe(), chosen, 5)[: len(runs)] == runs
+
+
+def test_a_neighbour_is_as_good_as_its_best_setting():
+    """Among as many lr on both sides the better neighbour says where to go first."""
+    grid = {"lr": [1.0, 2.0, 4.0], "beta0": [0.6, 0.8]}
+    one = {1.0: (0.2, 0.9), 2.0: (0.1, 0.1), 4.0: (0.5, 0.5)}
+    other = {1.0: (0.5, 0.5), 2.0: (0.1, 0.1), 4.0: (0.9, 0.2)}
+    for scores, wanted in ((one, ["down", "up", "down"]), (other, ["up", "down", "up"])):
+        means = {
+            plan.name_of({"lr": lr, "beta0": beta0}): value
+            for lr, values in scores.items()
+            for beta0, value in zip(grid["beta0"], values, strict=True)
+        }
+        assert plan.sides(grid, means, 3) == wanted
+
+
+def test_arms_whose_axes_do_not_divide_each_other_get_as_many_settings(recipe):
+    third = {
+        "label": "Third",
+        "role": "sage",
+        "base": "adamw",
+        "optimizer": "SageAdamW",
+        "grid": {"lr": [2e-3, 4e-3], "beta0": [0.6, 0.7, 0.8]},
+    }
+    changes = {
+        "study.arms": ["adamw", "sage-adamw", "third"],
+        "arms.third": third,
+        f"{BASE}.lr": [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3],
+        SAGE: {"lr": [2e-3, 4e-3, 8e-3], "beta0": [0.6, 0.8]},
+    }
+    best = {"adamw": 64e-3, "sage-adamw": 4e-3, "third": 4e-3}
+    state = tuned(recipe(changes), valley(best))
+    assert state.arms["adamw"].extended
+    assert len(set(rows(state).values())) == 1
+
+
+def test_an_arm_that_was_tried_below_its_bases_best_lr_alone_is_far_too(recipe):
+    base = plan.Tuned({"lr": [1.0, 2.0]}, {"lr": 2.0}, mean=0.5)
+    assert plan.far_from(base, plan.Tuned({"lr": [0.25, 0.5]}, {"lr": 0.5}, mean=0.6))

@@ -11,6 +11,7 @@ import stat
 import numpy as np
 import pytest
 
+from sagelr import schema
 from sagelr.commands.compare import sentence
 from sagelr.study import results, statistics
 from sagelr.train import Run
@@ -160,7 +161,7 @@ def test_what_tuning_minimises(recipe, pretend):
     ],
 )
 def test_the_first_number_that_is_none_is_named(value, name):
-    assert results.not_finite(value) == name
+    assert schema.not_finite(value) == name
 
 
 # -- in words -----------------------------------------------------------------------------------
@@ -272,3 +273,84 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         results.write(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_arms_are_compared_by_the_test_split_whatever_validation_says(recipe, reported):
+    """What has chosen a setting says nothing of it afterwards."""
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER})
+    for run in runs.values():
+        run["scores"]["validation"] = {"loss": 0.5, "accuracy": 0.5}
+    (found,) = compared(recipe(), runs)
+    assert found["arms"]["sage-adamw"]["values"] == BETTER
+
+
+TWO_BASES = {
+    "study.arms": ["adamw", "sage-adamw", "adamax", "sage-adamax"],
+    "arms.adamax": {
+        "label": "Adamax",
+        "role": "base",
+        "optimizer": "Adamax",
+        "grid": {"lr": [1e-3, 2e-3, 4e-3]},
+    },
+    "arms.sage-adamax": {
+        "label": "SageAdamax",
+        "role": "sage",
+        "base": "adamax",
+        "optimizer": "SageAdamax",
+        "grid": {"lr": [2e-3, 4e-3, 8e-3]},
+    },
+}
+
+
+def test_arms_of_different_bases_are_not_corrected_for_each_other(recipe, reported, monkeypatch):
+    monkeypatch.setitem(CHOSEN, "adamax", {"lr": 2e-3})
+    monkeypatch.setitem(CHOSEN, "sage-adamax", {"lr": 4e-3})
+    arms = {"adamw": BASE, "sage-adamw": BETTER, "adamax": BASE, "sage-adamax": BETTER}
+    found = compared(recipe(TWO_BASES), reported(arms))
+    assert [(entry["base"], entry["sage"]) for entry in found] == [
+        ("adamw", "sage-adamw"), ("adamax", "sage-adamax")
+    ]  # fmt: skip
+    assert not any("p_holm" in entry for entry in found)
+
+
+def test_a_run_of_the_base_that_diverged_leaves_the_comparison_open_too(recipe, reported):
+    lost = {"status": "diverged", "error": "loss nan", "scores": {"test": None}}
+    more = {"adamw": {1001: lost}}
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER}, more))
+    assert found["failed"] == {"adamw": 1, "sage-adamw": 0}
+    assert found["verdict"] == "inconclusive"
+
+
+def test_where_runs_failed_no_number_of_seeds_is_told_to_settle_it(recipe, reported):
+    unclear = [0.95, 0.86, 0.97, 0.85, 0.95, 0.90]
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": unclear}))
+    assert found["seeds_needed"] is not None
+    lost = {"status": "diverged", "error": "loss nan", "scores": {"test": None}}
+    more = {"sage-adamw": {1005: lost}}
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": unclear}, more))
+    assert found["seeds_needed"] is None
+
+
+def test_runs_that_are_no_part_of_the_comparison_are_left_out(recipe, reported, pretend):
+    """A seed that is not asked for, and another setting of the arm."""
+    lost = {"status": "diverged", "error": "loss nan", "scores": {"test": None}}
+    more = {"sage-adamw": {1005: lost}}
+    runs = reported({"adamw": BASE, "sage-adamw": BETTER}, more)
+    other = Run("report", "sage-adamw", {"lr": 8e-3}, 1000)
+    runs[other.key] = pretend.entry(other, 0.9, 0.1)
+    (found,) = results.compare(recipe(), runs, CHOSEN, SEEDS[:5])
+    assert found["seeds"] == SEEDS[:5]
+    assert found["failed"] == {"adamw": 0, "sage-adamw": 0}
+    assert found["arms"]["sage-adamw"]["values"] == BETTER[:5]
+
+
+def test_what_a_training_costs_is_told_of_the_seeds_that_are_compared(recipe, reported):
+    more = {"adamw": {seed: {"seconds": 1.0 if seed < 1003 else 100.0} for seed in SEEDS}}
+    (found,) = compared(recipe(), reported({"adamw": BASE, "sage-adamw": BETTER[:3]}, more))
+    assert found["cost"]["adamw"]["seconds"] == 1.0
+
+
+def test_tuning_tells_the_metric_beside_what_settings_are_chosen_by(recipe, pretend, tmp_path):
+    document = pretend(recipe(), tmp_path / "out", lambda run: pretend.entry(run, 0.25, 0.75))
+    for arm in document["tuning"].values():
+        assert {(each["mean"], each["score_mean"]) for each in arm["settings"]} == {(0.25, 0.75)}

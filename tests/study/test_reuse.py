@@ -166,3 +166,33 @@ def test_what_is_no_study_is_refused(recipe, pretend, tmp_path, text):
         pretend(recipe(), tmp_path / "more", reuse=tmp_path)
     with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         pretend(recipe(), tmp_path / "more", reuse=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.hidden": 16}, "model.hidden was 8 and is now 16"),
+        ({"task.split_seed": 1}, "task.split_seed was 0 and is now 1"),
+        ({"audit.examples": 7}, "audit.examples was 1000 and is now 7"),
+    ],
+)
+def test_another_model_split_or_audit_is_refused(recipe, pretend, tmp_path, changes, said):
+    pretend(recipe(), tmp_path / "first")
+    with pytest.raises(UsageError, match=f"--reuse .*its runs would not be these: .*{said}"):
+        pretend(recipe(changes), tmp_path / "more", reuse=tmp_path / "first")
+
+
+def test_arms_of_another_scope_are_trained(recipe, pretend, tmp_path):
+    pretend(recipe(), tmp_path / "first")
+    pretend.trained.clear()
+    other = recipe({"arms.sage-adamw.scope": "all"})
+    pretend(other, tmp_path / "more", reuse=tmp_path / "first")
+    assert {key.split("/")[1] for key in pretend.trained} == {"sage-adamw"}
+
+
+def test_runs_from_another_pretrained_model_are_refused(recipe, pretend, tmp_path, monkeypatch):
+    monkeypatch.setitem(pretend.data, "model", "a" * 64)
+    pretend(recipe(), tmp_path / "first")
+    monkeypatch.setitem(pretend.data, "model", "b" * 64)
+    with pytest.raises(UsageError, match=r"--reuse .*start from another pretrained model"):
+        pretend(recipe(), tmp_path / "more", reuse=tmp_path / "first")

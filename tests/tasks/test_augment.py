@@ -101,3 +101,15 @@ def test_without_augmentation_images_stay_as_they_are() -> None:
     rows.set_epoch(5)
     assert torch.equal(rows[0]["pixel_values"], pictures(10)[3])
     assert torch.equal(rows[1]["pixel_values"], pictures(10)[1])
+
+
+def test_the_smallest_crop_is_eight_percent_of_the_area() -> None:
+    side = 100
+    rows = torch.arange(side, dtype=torch.uint8)[:, None].expand(side, side)
+    image = torch.stack([rows, rows.T, rows])
+    numbers = torch.zeros(8, dtype=torch.float64)
+    numbers[1] = 0.5  # as wide as it is high
+    numbers[4] = 0.9
+    down, right, _ = resized_crop(image, numbers, side, flip=False).double()
+    for each in (down, right):
+        assert float(each.max() - each.min()) + 1 == pytest.approx((0.08 * side**2) ** 0.5, abs=1.5)

@@ -667,3 +667,11 @@ def test_folders_that_are_links_and_such_without_images(digit_images: Path, tmp_
     assert source.classes == ["one", "two", "zero"]
     assert len(source.entries) == len(list((digit_images / "train").rglob("*.png")))
     assert any("without an image: raw. Endings" in line for line in source.left_out)
+
+
+def test_training_images_may_be_limited(digit_images: Path) -> None:
+    """Class by class, and nothing else."""
+    whole, few = (make(digit_images, validation=20, limit=limit) for limit in (None, 30))
+    assert few.describe()["rows"] == {**whole.describe()["rows"], "train": 30}
+    counts = Counter(few.train.labels.tolist())
+    assert max(counts.values()) - min(counts.values()) <= 2

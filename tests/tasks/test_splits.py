@@ -92,3 +92,10 @@ def test_a_validation_split_that_the_user_named_is_that() -> None:
         "validation": ("validation", 20),
         "test": ("train", 20),
     }
+
+
+def test_a_limit_keeps_the_classes_in_proportion() -> None:
+    """Rows often come class by class; the first of them would be one class alone."""
+    labels = [0] * 900 + [1] * 100
+    parts = arrange({"train": labels, "test": [0, 1]}, validation=100, test=0.2, seed=0, limit=50)
+    assert Counter(labels[row] for row in parts["train"].rows) == {0: 45, 1: 5}

@@ -23,7 +23,7 @@ from sagelr.audit import scoring
 from sagelr.audit.subjects import find, load
 from sagelr.errors import UsageError
 from sagelr.tasks import family, hub
-from sagelr.tasks.language import vocabulary
+from sagelr.tasks.language import metrics, vocabulary
 from sagelr.tasks.text import MINILM, TextClassification, TextModelOptions, TextOptions
 from sagelr.training import evaluation
 
@@ -793,3 +793,69 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path, reviews_csv: P
     config.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"its tokenizer knows no word|no tokenizer loads"):
         TextClassification(TextOptions(data=str(reviews_csv)), TextModelOptions(name=str(tmp_path)))
+
+
+def test_splits_keep_the_shares_of_the_classes(tmp_path: Path) -> None:
+    rows = [f"film {n},{'usual' if n % 20 else 'rare'}" for n in range(400)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    task = make(tmp_path / "data.csv", test=100, validation=60)
+    rare = task.describe()["classes"].index("rare")
+    assert {role: list(rows.labels).count(rare) for role, rows in task._rows.items()} == {
+        "train": 12, "validation": 3, "test": 5
+    }  # fmt: skip
+
+
+def test_a_model_from_scratch_is_of_the_sizes_that_are_asked_for(reviews_csv: Path) -> None:
+    sizes = {**SMALL, "dropout": 0.3}
+    task = make(reviews_csv, {"name": "from-scratch", "from_scratch": sizes})
+    config = task.model(0).config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.3
+    assert config.initializer_range == SMALL["initial_scale"]
+    assert (config.hidden_size, config.intermediate_size) == (16, 32)
+    assert (config.num_hidden_layers, config.num_attention_heads) == (1, 2)
+
+
+def test_the_vocabulary_from_scratch_knows_no_case(reviews_csv: Path) -> None:
+    tokenizer = make(reviews_csv).tokenizer
+    assert tokenizer("A Good FILM")["input_ids"] == tokenizer("a good film")["input_ids"]
+
+
+def test_each_row_is_right_or_wrong_where_the_score_is_the_share_of_the_right(
+    reviews_csv: Path, glue_folder: Path, tiny_bert: Path
+) -> None:
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
+    prediction = EvalPrediction(logits, np.array([0, 1, 0, 0]))  # type: ignore[arg-type]
+    task = make(reviews_csv)
+    assert task.example_scores(prediction, "accuracy") == [1, 1, 0, 1]
+    assert task.example_scores(prediction, "score") == [1, 1, 0, 1]  # it is the accuracy
+    assert task.example_scores(prediction, "macro_f1") is None
+    mrpc = make("glue", tiny_bert, name="mrpc", folder=glue_folder)
+    assert mrpc.example_scores(prediction, "score") is None  # the mean of accuracy and F1
+
+
+def test_another_label_is_other_data(tmp_path: Path) -> None:
+    rows = [f"film {n},{'good' if n % 2 else 'bad'}" for n in range(60)]
+    found = set()
+    for first in ("film 0,bad", "film 0,good"):
+        (tmp_path / "data.csv").write_text("\n".join(["text,label", first, *rows[1:]]) + "\n")
+        other = tmp_path / "test.csv"  # so that the same rows are in the same splits
+        other.write_text("\n".join(["text,label", first, *rows[1:20]]) + "\n")
+        task = make(tmp_path / "data.csv", test_data=other)
+        found.add(task.describe()["sha256"])
+    assert len(found) == 2
+
+
+def test_metrics_worked_by_hand() -> None:
+
+    predicted, labels = np.array([1, 1, 0, 0, 1, 0]), np.array([1, 0, 0, 1, 1, 1])
+    # Of class 1: 2 of 3 predictions are right, and 2 of 4 labels are found.
+    names = ("accuracy", "f1", "matthews")
+    assert metrics.score(names, predicted, labels) == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "f1": 4 / 7,
+            "matthews": (2 * 1 - 1 * 2) / (3 * 4 * 2 * 3) ** 0.5,
+            "score": (0.5 + 4 / 7 + 0) / 3,
+        }
+    )
+    assert metrics.score(("matthews",), 1 - labels, labels)["score"] == pytest.approx(-1)

@@ -399,3 +399,18 @@ def test_a_short_training_gives_every_score(tmp_path: Path) -> None:
 def test_it_learns_to_translate_numbers(arm: str, setting: dict[str, float]) -> None:
     result = train(recipe.load("number-words"), Run("report", arm, setting, 0))
     assert result["scores"]["test"]["exact_match"] > 0.9
+
+
+def test_another_translation_is_other_data(files: dict[str, Path]) -> None:
+    before = make(files).describe()["sha256"]
+    text = files["target"].read_text(encoding="utf-8")
+    files["target"].write_text(text.replace("people saw", "people see"), encoding="utf-8")
+    assert make(files).describe()["sha256"] != before
+
+
+def test_text_that_is_in_words_already_has_them_as_they_are(files: dict[str, Path]) -> None:
+    lengths = [
+        len(make(files, vocabulary=5000, bleu_words=words).tokenizer.tokenize("Leute,"))
+        for words in ("none", "13a")
+    ]
+    assert lengths == [1, 2]

@@ -223,7 +223,7 @@ def test_without_a_network_it_says_what_to_get_and_where_to_put_it(
     with pytest.raises(UsageError) as caught:
         corpus.load(name, None, None, DE_EN)
     said = str(caught.value)
-    assert "The hub cannot be reached from here, and its cache has no copy." in said
+    assert "The hub cannot be reached from here, and its cache on this machine" in said
     assert corpus.BENCHMARKS[name].files in said
     assert said.endswith(f"give it by --set task.data=DIR or as $SAGELR_DATA/{name}.")
 

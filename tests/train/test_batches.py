@@ -93,3 +93,13 @@ def test_in_order_leaves_no_batch_too_short_to_share(rows, size, least):
     batches = in_order(range(rows), size, least)(0)
     assert list(chain(*batches)) == list(range(rows))
     assert len(batches) == 1 or all(len(batch) >= min(least, size) for batch in batches)
+
+
+@pytest.mark.parametrize("plan", [by_length, by_tokens])
+def test_the_order_of_lengths_is_left_to_chance(plan):
+    """Batches are of like length, and short ones do not come first in every epoch."""
+    lengths = list(range(1, 101))
+    batches = plan(lengths, 5 if plan is by_length else 300, 0)(0)
+    longest = [max(lengths[row] for row in batch) for batch in batches]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)

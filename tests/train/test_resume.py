@@ -238,3 +238,22 @@ def test_what_changes_nothing_may_change(one, tmp_path):
     recipe = small(**settings)
     entry = train(recipe, sage(), recorded(recipe), save=folder, resume=True)
     assert entry["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"train__schedule": "constant"}, r"train\.schedule was 'linear' and is now 'constant'"),
+        ({"train__warmup": 0.5}, r"train\.warmup was .* and is now 0\.5"),
+        ({"train__accumulate": 2}, r"train\.accumulate was 1 and is now 2"),
+        ({"train__batch_size": 6}, r"train\.batch_size was 12 and is now 6"),
+        (
+            {"arms__sage-adamw__options": {"weight_decay": 0.5}},
+            r"options.*was .* and is now",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_schedule_is_refused(one, settings, told):
+    recipe = small(**settings)
+    with pytest.raises(UsageError, match=f"checkpoint-3 is of another training: .*{told}"):
+        train(recipe, sage(), recorded(recipe), save=one, resume=True)

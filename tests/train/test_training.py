@@ -8,8 +8,12 @@ from torch.nn.functional import cross_entropy
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import load
-from sagelr.train import Run, train
+from sagelr.trace import steps_to_probe
+from sagelr.train import Run, make_optimizer, train
 from sagelr.training import precision
+from sagelr.training.arguments import batch_plan, eval_batch_size
+from sagelr.training.record import Record
+from sagelr.training.spent import Spent
 
 from .small import Recorded, base, normalized, recorded, sage, small, state_in, without_times
 
@@ -552,3 +556,106 @@ def test_reports_need_their_package(monkeypatch):
 
 def test_runs_are_told_apart_by_their_keys():
     assert Run("tune", "a", {"lr": 0.1}, 3).key == "tune/a/lr=0.1/seed=3"
+
+
+def test_early_stopping_by_the_loss_keeps_the_lowest():
+    recipe = small(train__epochs=4, train__early_stopping=4)
+    assert recipe.study.select_by == "loss"
+    task = recorded(recipe)
+    entry = train(recipe, sage(), task)
+    losses = [row["validation_loss"] for row in entry["curve"]]
+    best = losses.index(min(losses))
+    assert len(set(losses)) == 4
+    assert entry["scores"]["validation"]["loss"] == losses[best]
+    assert_close(dict(task.made.named_parameters()), task.weights[best], atol=0)
+
+
+def test_early_stopping_takes_an_equal_epoch_for_no_better_one():
+    recipe = small(train__epochs=8, train__early_stopping=2, study__select_by="accuracy")
+    task = recorded(recipe)
+    task.scripted = [0.5] * 8
+    entry = train(recipe, sage(), task)
+    assert len(entry["curve"]) == 3
+    assert_close(dict(task.made.named_parameters()), task.weights[0], atol=0)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_steps():
+    """Where losses are logged more often than that, for a report."""
+
+    record = Record()
+    for loss, step in ((1.0, 4), (6.0, 5)):
+        record.logged({"loss": loss, "learning_rate": 0.1}, step)
+    record.evaluated({"loss": 2.0}, 1.0, 5)
+    assert record.train_loss == pytest.approx((4 * 1.0 + 6.0) / 5)
+
+
+def test_rows_that_are_augmented_are_so_by_the_seed_of_the_run():
+    recipe = small(train__epochs=1)
+    task = recorded(recipe)
+    task.train.seed = None
+    train(recipe, sage(seed=7), task)
+    assert task.train.seed == 7
+
+
+def test_what_sage_did_is_told_of_the_steps_that_it_was_seen_at():
+
+    assert train(small(), sage())["sage"]["steps"] == steps_to_probe(10)
+    assert train(small(), sage(stage="tune"))["sage"] is None
+
+
+def test_what_was_spent_before_a_stop_counts():
+
+    spent = Spent()
+    spent.load({"started": "then", "seconds": 100.0, "peak_memory_mib": 1e9})
+    found = spent.state()
+    assert found["started"] == "then"
+    assert 100 <= found["seconds"] < 200
+    assert found["peak_memory_mib"] == 1e9
+
+
+def test_an_arm_without_a_decay_has_its_optimizers_own():
+
+    for optimizer, decay in (("SGD", 0), ("AdamW", 0.01)):
+        recipe = small(arms__adamw__optimizer=optimizer, arms__adamw__options={})
+        made = make_optimizer(recorded(recipe).model(0), recipe.arms["adamw"], {"lr": 1.0})
+        assert {group["weight_decay"] for group in made.param_groups} == {0, decay}
+
+
+def test_rows_of_a_batch_that_is_only_evaluated():
+
+    for settings, rows in (
+        ({}, 512),
+        ({"train__batch_size": 600}, 600),
+        ({"train__tokens_per_batch": 40, "train__batch_size": None}, 64),
+        ({"train__eval_batch_size": 7}, 7),
+    ):
+        assert eval_batch_size(small(**settings).train) == rows
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"train__length_grouped": True},
+        {"train__tokens_per_batch": 40, "train__batch_size": None},
+    ],
+)
+def test_another_seed_has_other_batches(how):
+
+    recipe = small(**how)
+    task = recorded(recipe)
+    first, again, other = (batch_plan(recipe.train, task, seed)(0) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_a_step_of_several_batches_shows_the_loss_of_all(monkeypatch):
+    """However many batches it is made of."""
+    monkeypatch.setattr("sagelr.training.watch.MOMENTS", 0.0)
+    found = []
+    for settings in ({}, {"train__batch_size": 4, "train__accumulate": 3}):
+        moments = []
+        recipe = small(**settings)
+        train(recipe, sage(), recorded(recipe), observe=moments.append)
+        found.append([moment.loss for moment in moments])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from sagelr import SageAdamax, SageAdamW, SageSGD
 from sagelr.bench import peers
+from sagelr.bench.peers import LR
 from sagelr.engines import cpu
 from sagelr.errors import UsageError
 from sagelr.state.formats import STATE_FORMATS
@@ -19,8 +20,6 @@ Step = Callable[[], object]
 Make = Callable[[Sequence[Parameter]], Step]
 
 REFERENCE = "torch-adamw-fused"
-# Small, so that parameters stay ordinary numbers through thousands of steps on one gradient.
-LR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def everyone(device: str) -> list[Contestant]:
         )
         for peer in peers.PEERS
     ]
-    return [*_torchs(device), *_ours(device), *others]
+    return [*_torchs(), *_ours(device), *others]
 
 
 def chosen(known: Sequence[Contestant], only: Iterable[str] | None) -> list[Contestant]:
@@ -101,7 +100,7 @@ def chosen(known: Sequence[Contestant], only: Iterable[str] | None) -> list[Cont
     return [replace(each, elements=None) for each in known if each.name in wanted]
 
 
-def _torchs(device: str) -> list[Contestant]:
+def _torchs() -> list[Contestant]:
     ways = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     adamw = [
         Contestant(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch.nn import Parameter
 
+# Small, so that parameters stay ordinary numbers through thousands of steps on one gradient.
 LR = 1e-6
 
 

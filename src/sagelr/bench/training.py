@@ -11,6 +11,7 @@ from sagelr.bench.contestants import REFERENCE, Contestant
 from sagelr.bench.measure import SECONDS_A_ROUND, Heat, Measured, Progress
 from sagelr.bench.rounds import Turn, take_turns
 from sagelr.errors import SagelrError
+from sagelr.quiet import silence
 
 ROWS, TOKENS = 32, 64
 MODEL = "all-MiniLM-L6-v2"
@@ -60,15 +61,10 @@ def measure(
     path = folder()
     progress("loading MiniLM", 0.0)
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
 
     torch.manual_seed(0)
-    told = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the classifier is new
-    try:
+    with silence():  # that the classifier is new
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
-    finally:
-        logging.set_verbosity(told)
     model = model.to(device).train()
     tokens = torch.randint(1000, model.config.vocab_size, (ROWS, TOKENS), device=device)
     labels = torch.randint(2, (ROWS,), device=device)

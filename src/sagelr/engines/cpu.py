@@ -4,13 +4,13 @@ The kernel has a plain C interface and is built by calling the compiler on that 
 takes a second or two; torch's extension tools would add ninja, torch's headers and half a minute,
 and bind the result to one release of torch. It shares torch's OpenMP threads. Builds are kept in
 the user's cache folder. Where there is no compiler or it fails, and for what the kernel cannot
-take, the eager engine steps in; if `fused=True` asked for this one, that is said once.
+take, the eager engine steps in. That is said once: as a warning where `fused=True` asked for this
+engine, there is no compiler or it fails, else as information.
 """
 
 from __future__ import annotations
 
 import array
-import atexit
 import ctypes
 import functools
 import hashlib
@@ -20,7 +20,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,8 +27,9 @@ import torch
 from torch import Tensor
 
 from sagelr import bases
+from sagelr.cache import kept
 from sagelr.engines import eager
-from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, unlike
+from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, pick, unlike
 from sagelr.state import codes, formats
 
 logger = logging.getLogger("sagelr")
@@ -37,7 +37,8 @@ logger = logging.getLogger("sagelr")
 SOURCE = Path(__file__).with_name("cpu_kernel.cpp")
 HEADERS = [Path(__file__).with_name(name) for name in ("cpu_state.h", "cpu_lanes.h")]
 # No -ffast-math: it would flush small floats to zero in the whole process, and sensitivities are
-# small. What is allowed: sqrt need not set errno, and comparisons may be made early.
+# small. What is allowed: sqrt need not set errno, comparisons may be made early, and a product and
+# a sum may be one instruction.
 FLAGS = (
     "-O3",
     "-march=native",
@@ -94,11 +95,9 @@ def update(
     """Take one step on every parameter, in place; all on the CPU and of one dtype."""
     apart = _apart(plan, params, grads, state, places)
     if apart:
-        _eagerly(apart, plan, params, grads, state, places)
-        kept = sorted(set(range(len(params))) - set(apart))
-        params, grads = [params[i] for i in kept], [grads[i] for i in kept]
-        state = {name: [tensors[i] for i in kept] for name, tensors in state.items()}
-        places = [places[i] for i in kept]
+        eager.update(plan, *pick(apart, params, grads, state, places))
+        others = sorted(set(range(len(params))) - set(apart))
+        params, grads, state, places = pick(others, params, grads, state, places)
     if not params:
         return
     torch.autograd.graph.increment_version(params)  # what torch cannot see from outside
@@ -140,23 +139,6 @@ def _apart(
             if place.offset + param.numel() > 1 << 32 and param.shape[1:].numel() % codes.BLOCK
         }
     return sorted(apart)
-
-
-def _eagerly(
-    which: list[int],
-    plan: Plan,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    state: State,
-    places: Sequence[Place],
-) -> None:
-    eager.update(
-        plan,
-        [params[i] for i in which],
-        [grads[i] for i in which],
-        {name: [tensors[i] for i in which] for name, tensors in state.items()},
-        [places[i] for i in which],
-    )
 
 
 def _columns(
@@ -219,21 +201,6 @@ def compiler() -> tuple[str, ...] | None:
     return None
 
 
-def cache_folder() -> Path:
-    """Where builds are kept: $SAGELR_CACHE, else sagelr in the user's cache folder."""
-    named = os.environ.get("SAGELR_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sagelr"
-
-
-def for_this_process() -> Path:
-    """A new folder that goes when the process ends, for what the cache folder cannot hold."""
-    folder = Path(tempfile.mkdtemp(prefix="sagelr-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 @functools.cache
 def _missing(kind: tuple[tuple[str, int], ...]) -> str | None:
     """Why there is no kernel of a kind; None if there is, made now if need be."""
@@ -275,31 +242,15 @@ def _build(kind: tuple[tuple[str, int], ...]) -> Path:
         *defines,
     )
     digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:20]
-    name = f"step-{digest}.so"
-    # Another process may build the same: each writes its own file, and the last rename wins.
-    try:
-        target = cache_folder() / name
-        if target.exists():
-            return target
-        scratch = _new_file(target.parent)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        kept = for_this_process()
-        logger.warning("cannot keep compiled kernels (%s); using %s", error, kept)
-        scratch, target = _new_file(kept), kept / name
-    logger.info("compiling the fused CPU step into %s", target)
-    command = [*cxx, *FLAGS, *defines, str(SOURCE), "-o", str(scratch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        scratch.unlink(missing_ok=True)
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[:2000]}")
-    scratch.replace(target)
-    return target
 
+    def make(path: Path) -> None:
+        logger.info("compiling the fused CPU step into %s", path)
+        command = [*cxx, *FLAGS, *defines, str(SOURCE), "-o", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[:2000]}")
 
-def _new_file(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
-        return Path(file.name)
+    return kept(f"step-{digest}.so", make)
 
 
 @functools.cache

@@ -103,7 +103,7 @@ Factors factors(const Options& o, Tensor& t) {
   return f;
 }
 
-// Keys of the random bits of one tensor's four streams, for one value of the upper index half.
+// Keys of the random bits of one tensor's five streams, for one value of the upper index half.
 struct Streams {
   Keys param, first, second, sensitivity, codes;
   Streams(const Options& o, const Factors& f, const Tensor& t, uint32_t high)

@@ -46,12 +46,9 @@ def _update_one(
     multiplier = relative
     if plan.sage:
         state["sensitivity_step"] += 1
-        sensitivity = rule.sensitivity(theta, gradient)
-        smoothed = rule.smooth(averages["exp_avg_sensitivity"], sensitivity, plan.beta0)
-        updated["exp_avg_sensitivity"] = smoothed
-        if plan.sage_bias_correction:
-            sensitivity_step = plan.count(state["sensitivity_step"])
-            smoothed = rule.bias_correct(smoothed, plan.beta0, sensitivity_step)
+        before, count = averages["exp_avg_sensitivity"], plan.correct_at(state["sensitivity_step"])
+        observed = rule.observe(theta, gradient, before, plan.beta0, count)
+        sensitivity, updated["exp_avg_sensitivity"], smoothed = observed
         if relative is None:
             variation = rule.variation(sensitivity, smoothed)
             multiplier = rule.multiplier(variation, smoothed, plan.sage_eps)
@@ -104,12 +101,8 @@ def relative_multipliers(
     for param, grad, state in zip(params, grads, own, strict=True):
         theta, gradient = _operands(plan, param, grad)
         before = formats.read(state, "exp_avg_sensitivity", theta.dtype)
-        sensitivity = rule.sensitivity(theta, gradient)
-        average = rule.smooth(before, sensitivity, plan.beta0)
-        if plan.sage_bias_correction:
-            average = rule.bias_correct(
-                average, plan.beta0, plan.count(state["sensitivity_step"] + 1)
-            )
+        count = plan.correct_at(state["sensitivity_step"] + 1)
+        sensitivity, _, average = rule.observe(theta, gradient, before, plan.beta0, count)
         smoothed.append(average)
         variation.append(rule.variation(sensitivity, average))
     assert plan.relative is not None

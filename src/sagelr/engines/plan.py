@@ -103,8 +103,9 @@ class Plan:
         return [first, second, "exp_avg_sensitivity" if self.sage else None]
 
     def stored_as(self) -> list[int]:
-        """How each of these is kept, as the fused kernels number it: 0 wide, 1 bfloat16 to nearest,
-        2 bfloat16 by chance, 3 codes.
+        """How each of `averages()` is kept, as the fused kernels number it.
+
+        0 wide, 1 bfloat16 to nearest, 2 bfloat16 by chance, 3 codes.
         """
         numbers = []
         for name in self.averages():
@@ -140,11 +141,31 @@ class Plan:
         number = step.to(torch.int32) if held else int(step.item())
         return formats.Chance(self.seed, number, place.parameter, place.offset)
 
+    def correct_at(self, step: Tensor) -> float | Tensor | None:
+        """The t that Ī is bias-corrected with; None where it is not corrected."""
+        return self.count(step) if self.sage_bias_correction else None
+
     def count(self, step: Tensor) -> float | Tensor:
         """A step count as the formulas take it: a number where nothing forbids one."""
         if self.capturable or torch.compiler.is_compiling():
             return step
         return step.item()
+
+
+def pick(
+    which: Sequence[int],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: State,
+    places: Sequence[Place],
+) -> tuple[list[Tensor], list[Tensor], State, list[Place]]:
+    """Some of the parameters with all that goes with them, as an engine takes it."""
+    return (
+        [params[i] for i in which],
+        [grads[i] for i in which],
+        {name: [column[i] for i in which] for name, column in state.items()},
+        [places[i] for i in which],
+    )
 
 
 def not_plain(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str | None:

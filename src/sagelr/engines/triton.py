@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sagelr import bases
 from sagelr.engines import foreach
-from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, unlike
+from sagelr.engines.plan import DECAYS, Place, Plan, State, not_plain, pick, unlike
 from sagelr.engines.triton_tables import Tables
 from sagelr.state import codes, formats
 
@@ -106,9 +106,9 @@ def update(
     apart = sorted(unlike(plan, params, grads, state))  # counts too: see there
     if apart:
         _say_apart()
-        foreach.update(plan, *_pick(apart, params, grads, state, places))
+        foreach.update(plan, *pick(apart, params, grads, state, places))
         kept = sorted(set(range(len(params))) - set(apart))
-        params, grads, state, places = _pick(kept, params, grads, state, places)
+        params, grads, state, places = pick(kept, params, grads, state, places)
     if not params:
         return
     rows = _rows(plan, params, grads, state, places)
@@ -124,21 +124,6 @@ def update(
 @functools.cache
 def _say_apart() -> None:
     logger.info("Tensors that do not lie as their state does take the foreach engine's step.")
-
-
-def _pick(
-    which: Sequence[int],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    state: State,
-    places: Sequence[Place],
-) -> tuple[list[Tensor], list[Tensor], State, list[Place]]:
-    return (
-        [params[i] for i in which],
-        [grads[i] for i in which],
-        {name: [tensors[i] for i in which] for name, tensors in state.items()},
-        [places[i] for i in which],
-    )
 
 
 def _advance(plan: Plan, state: State) -> tuple[list[int], list[int]]:

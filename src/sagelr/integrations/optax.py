@@ -305,13 +305,12 @@ def _check(**options: Any) -> None:
         ValueError: an option out of range.
     """
     for name, value in options.items():
-        schedule = callable(value) and not isinstance(value, Tracer)
-        if schedule and name == "weight_decay":
-            continue
-        if not schedule and (isinstance(value, Tracer) or jnp.ndim(value)):
-            continue  # in optax.inject_hyperparams
         low, high, open_, words = RANGES[name]
-        if schedule or not low <= value < high or (open_ and value == low):
+        if isinstance(value, Tracer) or (not callable(value) and jnp.ndim(value)):
+            continue  # in optax.inject_hyperparams
+        if callable(value) and name == "weight_decay":  # a schedule
+            continue
+        if callable(value) or not low <= value < high or (open_ and value == low):
             raise ValueError(f"{name}={value!r} is out of range. Allowed: {words}.")
 
 

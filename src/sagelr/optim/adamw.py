@@ -48,7 +48,7 @@ class SageAdamW(SageOptimizer):
             "l2", added to the gradient that Adam sees.
         maximize: ascend instead of descend.
         foreach: lists of tensors at once; None uses it on accelerators where `fused` cannot run.
-        fused: one pass over memory; None uses it wherever it can run.
+        fused: one pass over memory; None uses it wherever it can run, unless `foreach` is given.
         capturable: safe to capture in a CUDA graph; accelerators alone.
         differentiable: let autograd go through the step.
         state_format: "float32", exact; "compact", AdamW's memory and traffic; "bfloat16", less of

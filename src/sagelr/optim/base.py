@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT, StateDict, _use_grad_for_differentiable
+from torch.optim.optimizer import StateDict, _use_grad_for_differentiable
 
 from sagelr import engines, probe
 from sagelr.bases import Base
@@ -34,9 +34,6 @@ class SageOptimizer(Optimizer):
     """SAGE on a base optimizer. Use one of its three kinds, or `Sage` for any other base."""
 
     base_state_names: ClassVar[tuple[str, ...]]
-
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
 
     @abstractmethod
     def _base(self, group: Mapping[str, Any]) -> Base:

@@ -50,14 +50,14 @@ def finding(sides: Sequence[Side], scale: Scale, split: str) -> Verdict:
         Fact(
             f"{side.label}: can go",
             f"{reach:.0%}",
-            f"with 99% of the {split} {shown.name} kept",
+            f"with 99% of the {split} {shown.label} kept",
             side.colour,
         )
         for reach, (side, _) in zip(reached, curves, strict=True)
     ]
     return Verdict(
         "audit",
-        f"{listed(told)} can go, and 99% of the {shown.name} stays.",
+        f"{listed(told)} can go, and 99% of the {shown.label} stays.",
         f"{IDLE} Counted here are the weights of attention and feed-forward. {manner(key)}",
         [*facts, *effective],
     )

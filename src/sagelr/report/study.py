@@ -27,7 +27,7 @@ class Arm:
     Attributes:
         name: in the recipe.
         label: what it is called on the page.
-        role: "base" or "sage".
+        role: "base", "sage" or "variant".
         base: the arm it is compared with.
         chosen: its setting after tuning.
         colour: name of a colour in page.css.

@@ -191,7 +191,7 @@ def setting(values: Mapping[str, float] | None) -> str:
     return ", ".join(f"{AXES.get(axis, axis)}{FIXED}{value:.6g}" for axis, value in values.items())
 
 
-def listed(items: Sequence[str], last: str = "and") -> str:
+def listed(items: Sequence[str]) -> str:
     """A list in a sentence.
 
     Examples:
@@ -200,17 +200,17 @@ def listed(items: Sequence[str], last: str = "and") -> str:
     """
     if len(items) < 2:
         return "".join(items)
-    return f"{', '.join(items[:-1])} {last} {items[-1]}"
+    return f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, one: str) -> str:
     r"""A number of things.
 
     Examples:
         >>> count(1, "run"), count(2, "run"), count(2000, "run")
         ('1\xa0run', '2\xa0runs', '2,000\xa0runs')
     """
-    return f"{number:,}{FIXED}{one if number == 1 else many or one + 's'}"
+    return f"{number:,}{FIXED}{one if number == 1 else one + 's'}"
 
 
 def seeds(values: Sequence[int]) -> str:

@@ -194,19 +194,6 @@ def failed(run: Run, reason: str) -> dict[str, Any]:
     }
 
 
-def not_finite(value: Any, name: str = "") -> str | None:
-    """The first number within that is none, as "scores.validation.f1 = nan"; None without."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else f"{name} = {value}"
-    if isinstance(value, Mapping):
-        parts = ((f"{name}.{key}" if name else str(key), part) for key, part in value.items())
-    elif isinstance(value, list | tuple):
-        parts = ((f"{name}[{index}]", part) for index, part in enumerate(value))
-    else:
-        return None
-    return next((found for key, part in parts if (found := not_finite(part, key))), None)
-
-
 def _tuning(
     recipe: Recipe,
     name: str,

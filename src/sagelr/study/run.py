@@ -17,6 +17,7 @@ from typing import Any
 
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, Setting
+from sagelr.schema import not_finite
 from sagelr.study import identity, plan, results, reuse
 from sagelr.study.crew import Crew
 from sagelr.study.identity import RESULTS
@@ -293,7 +294,7 @@ class _Study:
                 self._died(queue, run, content)
             elif kind == "error":
                 self._give_up(queue, run, content)
-            elif unfit := results.not_finite(content):
+            elif unfit := not_finite(content):
                 self._give_up(queue, run, f"{unfit}, which is no number to go by")
             else:
                 begun = self.storage.records["study"]

@@ -1,7 +1,7 @@
 """A worker process: trains what it is sent, one run after another, and writes nothing.
 
-Messages to it: a `Run`, or None to end. Messages from it: ("ready", (data, notices)),
-("progress", share), ("done", result), ("error", line), and when it cannot start at all
+Messages to it: a `Run`; it ends when its pipe is closed. Messages from it: ("ready", (data,
+notices)), ("progress", share), ("done", result), ("error", line), and when it cannot start at all
 ("broken", line), or ("usage", line) if that is the user's to mend.
 """
 
@@ -136,8 +136,6 @@ def _main(pipe: Connection, recipe: dict[str, Any]) -> None:
         try:
             run = pipe.recv()
         except EOFError:
-            return
-        if run is None:
             return
         try:
             result = train(

@@ -8,7 +8,6 @@ import hashlib
 import pickle
 import socket
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from sagelr.errors import UsageError
+from sagelr.quiet import silence
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -50,31 +50,26 @@ def reachable() -> bool:
 def quiet() -> Iterator[None]:
     """Without progress bars and reports of loading; offline at once where there is no way."""
     from huggingface_hub import constants
-    from transformers.utils import logging
 
     offline = constants.HF_HUB_OFFLINE
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     constants.HF_HUB_OFFLINE = not reachable()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence():
             yield
     finally:
         constants.HF_HUB_OFFLINE = offline
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
-def load_dataset(name: str, configuration: str | None, otherwise: str) -> DatasetDict:
+def load_dataset(
+    name: str, configuration: str | None, otherwise: str, *, revision: str | None = None
+) -> DatasetDict:
     """A data set of the hub, or of the hub's cache on this machine.
 
     Args:
         name: of the hub.
         configuration: where the data set has several.
         otherwise: what to do where it cannot be had.
+        revision: where it is not the newest.
 
     Raises:
         UsageError: it cannot be had.
@@ -83,7 +78,7 @@ def load_dataset(name: str, configuration: str | None, otherwise: str) -> Datase
 
     try:
         with quiet():
-            found = datasets.load_dataset(name, configuration)
+            found = datasets.load_dataset(name, configuration, revision=revision)
     except Exception as error:  # of many classes, from several libraries
         shown = name if configuration is None else f"{name} ({configuration})"
         raise UsageError(
@@ -93,15 +88,16 @@ def load_dataset(name: str, configuration: str | None, otherwise: str) -> Datase
     return found
 
 
-def said(name: str, configuration: str | None) -> str:
+def said(name: str, configuration: str | None, revision: str | None = None) -> str:
     """A sentence for what was loaded from the hub.
 
     Examples:
         >>> said("nyu-mll/glue", "rte")
         "the hub, datasets.load_dataset('nyu-mll/glue', 'rte')"
     """
-    given = ", ".join(repr(word) for word in (name, configuration) if word is not None)
-    return f"the hub, datasets.load_dataset({given})"
+    given = [repr(word) for word in (name, configuration) if word is not None]
+    given += [f"{revision=}"] if revision else []
+    return f"the hub, datasets.load_dataset({', '.join(given)})"
 
 
 def folder_of(name: str) -> Path | None:

@@ -32,6 +32,8 @@ class Watch(TrainerCallback):
     Args:
         recipe: what is trained.
         run: which run of it.
+
+    Attributes:
         progress: called with the share of the steps done.
         observe: called every second with how the training stands.
         stop: asked after every step whether to save a checkpoint and stop there.
@@ -39,16 +41,11 @@ class Watch(TrainerCallback):
 
     trainer: RunTrainer
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        run: Run,
-        progress: Callable[[float], None] | None = None,
-        observe: Callable[[Moment], None] | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, run: Run) -> None:
         self.recipe, self.run = recipe, run
-        self.progress, self.observe, self.stop = progress, observe, stop
+        self.progress: Callable[[float], None] | None = None
+        self.observe: Callable[[Moment], None] | None = None
+        self.stop: Callable[[], bool] | None = None
         self.record = Record()
         self.spent = Spent()
         self.kept = Kept()

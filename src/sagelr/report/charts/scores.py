@@ -243,7 +243,7 @@ def seeds(study: Study) -> Figure | None:
     labels = [plain(arm.label, 24) for arm, _, _ in reversed(shown)]
     return Figure(
         "seeds",
-        _spread(study, shown),
+        _spread(shown),
         "Each mark is one training with a seed of its own, scored once on the test split; the line "
         "is the mean.",
         traces,
@@ -258,7 +258,7 @@ def seeds(study: Study) -> Figure | None:
     )
 
 
-def _spread(study: Study, shown: list[tuple[Arm, list[int], list[float]]]) -> str:
+def _spread(shown: list[tuple[Arm, list[int], list[float]]]) -> str:
     if len(shown) < 2:
         return f"Seed for seed, the scores of {shown[0][0].label}"
     means = [mean(values) or 0.0 for _, _, values in shown]

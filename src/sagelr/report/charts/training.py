@@ -23,7 +23,7 @@ def curves(study: Study) -> list[Figure]:
     runs = {arm: found for arm, found in runs.items() if any(run["curve"] for run in found)}
     if not runs:
         return []
-    figures = [_loss(study, runs, told)]
+    figures = [_loss(runs, told)]
     key = f"validation_{study.scale.name}"
     # BLEU, which needs decoding, is not computed on the way.
     if study.scale.name != "loss" and any(_by_epoch(found, key)[0] for found in runs.values()):
@@ -43,7 +43,7 @@ def _best_so_far(study: Study, arm: Arm) -> Sequence[Run]:
     return min(found, key=lambda pair: pair[0])[1] if found else []
 
 
-def _loss(study: Study, runs: dict[Arm, Sequence[Run]], told: str) -> Figure:
+def _loss(runs: dict[Arm, Sequence[Run]], told: str) -> Figure:
     traces: list[Trace] = []
     everything: list[float] = []
     for arm, found in runs.items():

@@ -266,22 +266,7 @@ def from_hub(
     Raises:
         UsageError: it cannot be had, or lacks a language or a training split.
     """
-    import datasets
-
-    given = [repr(word) for word in (name, configuration) if word is not None]
-    given += [f"revision={revision!r}"] if revision else []
-    try:
-        with hub.quiet():
-            found = datasets.load_dataset(name, configuration, revision=revision)
-    except Exception as error:  # of many classes, from several libraries
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = (
-            f"{lines[0].rstrip('.')}."
-            if hub.reachable()
-            else "The hub cannot be reached from here, and its cache has no copy."
-        )
-        raise UsageError(f"The hub's data set {name} does not load. {reason} {otherwise}") from None
-    assert isinstance(found, datasets.DatasetDict)
+    found = hub.load_dataset(name, configuration, otherwise, revision=revision)
     splits = {}
     for split, rows in found.items():
         role = ROLES.get(str(split).lower())
@@ -291,7 +276,7 @@ def from_hub(
         raise UsageError(
             f"The hub's data set {name} has no train split; it has {', '.join(map(str, found))}."
         )
-    loader = f"the hub, datasets.load_dataset({', '.join(given)})"
+    loader = hub.said(name, configuration, revision)
     return _corpus(title, f"hub: {name}", loader, languages, splits)
 
 

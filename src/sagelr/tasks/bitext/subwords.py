@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sagelr.cache import kept
 from sagelr.tasks.bitext.corpus import Pairs
-from sagelr.tasks.cache import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

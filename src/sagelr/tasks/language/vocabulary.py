@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sagelr.tasks.cache import kept
+from sagelr.cache import kept
 
 if TYPE_CHECKING:
     from transformers import BertConfig, PreTrainedTokenizerBase

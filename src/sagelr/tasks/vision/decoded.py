@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sagelr.cache import kept
 from sagelr.errors import UsageError
-from sagelr.tasks.cache import kept
 from sagelr.tasks.vision.sources import Entry, Source
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
+from sagelr.cache import kept
 from sagelr.errors import UsageError
 from sagelr.tasks import hub
-from sagelr.tasks.cache import kept
 from sagelr.tasks.splits import ROLES
 
 if TYPE_CHECKING:

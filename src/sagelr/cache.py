@@ -1,16 +1,34 @@
-"""What takes long to make and depends on nothing but its input: made once, kept by content."""
+"""What takes long to make and depends on nothing but its input: made once, kept by content.
+
+Compiled kernels, vocabularies, decoded images. Python's own library is enough for it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from sagelr.engines.cpu import cache_folder, for_this_process
+logger = logging.getLogger("sagelr")
 
-logger = logging.getLogger(__name__)
+
+def cache_folder() -> Path:
+    """Where builds are kept: $SAGELR_CACHE, else sagelr in the user's cache folder."""
+    named = os.environ.get("SAGELR_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sagelr"
+
+
+def for_this_process() -> Path:
+    """A new folder that goes when the process ends, for what the cache folder cannot hold."""
+    folder = Path(tempfile.mkdtemp(prefix="sagelr-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
