@@ -130,11 +130,18 @@ def whole(tmp_path_factory):
     return folder
 
 
+def heed():
+    """Under nohup, or in a shell's background, signals are ignored, and that is handed on."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def begun(folder, step):
     """The program, after it has written a checkpoint of this step or a later one."""
     running = subprocess.Popen(
         [sys.executable, *program(folder, "--keep-optimizer")],
         env=ENVIRONMENT,
+        preexec_fn=heed,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
