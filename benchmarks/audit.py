@@ -36,7 +36,8 @@ def main() -> None:
 
     from sagelr.audit import audit, describe
     from sagelr.audit.pruning import Pruner
-    from sagelr.study.results import machine, now, versions, write
+    from sagelr.jsonfile import write
+    from sagelr.provenance import machine, now, versions
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -18,8 +18,9 @@ import torch
 
 from sagelr import SageAdamW, param_groups
 from sagelr.bench.training import folder
+from sagelr.jsonfile import write
 from sagelr.live import EVERY, SageProbe
-from sagelr.study.results import machine, now, versions, write
+from sagelr.provenance import machine, now, versions
 
 
 def main() -> None:

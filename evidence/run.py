@@ -25,8 +25,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sagelr.jsonfile import dumps
 from sagelr.recipe import read
-from sagelr.study.results import dumps
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "evidence" / "rows.toml"
@@ -103,7 +103,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> int:
 
 
 def controls(recipe: str) -> list[str]:
-    """AdamW, SageAdamW, and every arm of a recipe that is a control or a variant of it."""
+    """AdamW, SageAdamW, and every arm of a recipe that is a control, or SAGE otherwise."""
     found = arms_of(recipe)
     return [*BASE_AND_SAGE, *(arm for arm in found if arm not in {*BASE_AND_SAGE, *OTHER_ARMS})]
 

@@ -69,7 +69,7 @@ def task(recipe: Recipe) -> Task:
 @pytest.fixture(scope="session")
 def run(recipe: Recipe, task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as sagelr train --keep-optimizer leaves it."""
-    from sagelr.study.results import write
+    from sagelr.jsonfile import write
     from sagelr.train import Run, train
 
     folder = tmp_path_factory.mktemp("run")

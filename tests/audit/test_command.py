@@ -479,7 +479,7 @@ def test_a_full_disk_says_what_to_do_of_an_audit(run, tmp_path, monkeypatch):
         SagelrError, match=r"No space left for .*report.html.*: sagelr report .*/a$"
     ):
         invoke(run, "--out", tmp_path / "a", "--no-curves", *QUICK)
-    monkeypatch.setattr("sagelr.study.results.write", full)
+    monkeypatch.setattr("sagelr.jsonfile.write", full)
     with pytest.raises(SagelrError, match=r"No space left for .*/b\. Make room.*--overwrite"):
         invoke(run, "--out", tmp_path / "b", "--no-curves", *QUICK)
 

@@ -1,12 +1,8 @@
-"""results.json: comparisons, failed runs, and a file that is whole at every moment."""
+"""results.json: comparisons and failed runs."""
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
-import stat
 
 import numpy as np
 import pytest
@@ -232,47 +228,6 @@ def test_a_correction_in_words(recipe, reported):
     labels = {name: {"label": arm.label} for name, arm in checked.arms.items()}
     told = sentence(found[0], {"arms": labels}, checked)
     assert "after Holm's correction for 2 comparisons with AdamW" in told
-
-
-# -- the file -----------------------------------------------------------------------------------
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "results.json"
-    results.write(path, {"a": 1})
-    results.write(path, {"θ": [1.5]})
-    assert json.loads(path.read_text()) == {"θ": [1.5]}
-    assert list(tmp_path.iterdir()) == [path]
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-
-def test_each_run_has_a_line():
-    document = {"id": "θ", "runs": [{"key": "a", "x": [1.5]}, {"key": "b"}], "none": [], "no": {}}
-    document |= {"arms": {"one": {"grid": {"lr": [1.0]}}}, "comparison": None}
-    text = results.dumps(document)
-    assert json.loads(text) == document
-    assert [line for line in text.splitlines() if '"key"' in line] == [
-        '  {"key": "a", "x": [1.5]},',
-        '  {"key": "b"}',
-    ]
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        results.dumps({"runs": [{"loss": float("nan")}]})
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    results.write(path, {"a": 1})
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(results.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        results.write(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_arms_are_compared_by_the_test_split_whatever_validation_says(recipe, reported):

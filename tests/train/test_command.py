@@ -169,8 +169,8 @@ def test_a_training_that_diverges_says_so_and_fails(tmp_path):
 @pytest.mark.parametrize(
     ("writes", "error"),
     [
-        ("study.results.write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")),
-        ("study.results.write", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
+        ("jsonfile.write", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run.json")),
+        ("jsonfile.write", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))),
         (
             "training.trainer.RunTrainer.save",
             SafetensorError("I/O error: No space left on device (os error 28)"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError, is_no_room
 from sagelr.version import __version__
 
 
@@ -73,6 +75,25 @@ def check_apart(folder: Path, source: Path | None, option: str = "--out") -> Non
         raise UsageError(
             f"{source} is the model that is read, and would be gone. Give {option} another folder."
         )
+
+
+@contextlib.contextmanager
+def room(where: Path | None, then: Callable[[], str]) -> Iterator[None]:
+    """Say what to do where the disk is full, whoever finds it so.
+
+    Args:
+        where: what could not be written.
+        then: what to do after room was made, asked when it is known what there is.
+
+    Raises:
+        SagelrError: no space is left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SagelrError) or not is_no_room(error):
+            raise
+        raise SagelrError(f"No space left for {where}. Make room, then {then()}") from error
 
 
 def overrides_of(given: list[str] | None) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,8 +24,9 @@ from sagelr.commands.app import (
     check_folder,
     console,
     overrides_of,
+    room,
 )
-from sagelr.errors import SagelrError, UsageError, is_no_room
+from sagelr.errors import UsageError
 
 if TYPE_CHECKING:
     from sagelr.schema import Recipe
@@ -114,7 +114,8 @@ def audit(
     from sagelr.audit.schema import DEFINITIONS, SCHEMA
     from sagelr.audit.subjects import find_all
     from sagelr.audit.whole import Request, run
-    from sagelr.study.results import machine, now, versions, write
+    from sagelr.jsonfile import write
+    from sagelr.provenance import machine, now, versions
 
     began = time.perf_counter()
     overrides = overrides_of(set_)
@@ -163,26 +164,19 @@ def audit(
         "definitions": DEFINITIONS,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    with _room(folder, again("--overwrite")):
+    with room(folder, _anew):
         write(folder / AUDIT, document)
     _tell(document, checked)
     console.print(f"Audit: {folder / AUDIT}", markup=False, soft_wrap=True)
-    with _room(folder / PAGE, f"sagelr report {shlex.quote(str(folder))}"):
+    with room(folder / PAGE, lambda: f"make the page: sagelr report {shlex.quote(str(folder))}"):
         _page(folder)
     for error in unsaved:
-        with _room(export, again("--overwrite")):
+        with room(export, _anew):
             raise error
 
 
-@contextlib.contextmanager
-def _room(where: Path | None, remedy: str) -> Iterator[None]:
-    """What is said when the disk is full."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SagelrError) or not is_no_room(error):
-            raise
-        raise SagelrError(f"No space left for {where}. Make room, then: {remedy}") from error
+def _anew() -> str:
+    return f"begin anew: {again('--overwrite')}"
 
 
 def _check_empty(folder: Path, option: str, overwrite: bool) -> None:

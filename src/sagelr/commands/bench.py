@@ -58,7 +58,8 @@ def bench(
     from sagelr.bench.run import TRAINING, run
     from sagelr.bench.shapes import DEFAULTS, named
     from sagelr.bench.training import PACKAGE
-    from sagelr.study.results import machine, now, versions, write
+    from sagelr.jsonfile import write
+    from sagelr.provenance import machine, now, versions
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -24,8 +24,9 @@ from sagelr.commands.app import (
     check_folder,
     console,
     overrides_of,
+    room,
 )
-from sagelr.errors import SagelrError, UsageError, is_no_room
+from sagelr.errors import SagelrError, UsageError
 
 if TYPE_CHECKING:
     from sagelr.recipe import Recipe, Setting
@@ -86,8 +87,9 @@ def train(
     """
     import torch.distributed
 
+    from sagelr.jsonfile import write
+    from sagelr.provenance import machine, versions
     from sagelr.recipe import load
-    from sagelr.study.results import machine, versions, write
     from sagelr.tasks import hub
     from sagelr.train import Run, check_arm, name_of, processes, rank
     from sagelr.train import train as run
@@ -131,8 +133,13 @@ def train(
         if anew:  # only now: what is refused has to leave all as it was
             checkpoint.clear(folder)
 
+    def after_room() -> str:
+        if checkpoint.last(folder):
+            return f"go on from its checkpoint: {again('--resume')}"
+        return f"begin anew: {again('--overwrite')}"
+
     with (
-        _room(folder),
+        room(folder, after_room),
         _alone(folder) if main else contextlib.nullcontext(),
         _how_to_go_on(folder, stop),
         _Display() as display,
@@ -288,24 +295,6 @@ def _how_to_go_on(folder: Path, stop: _Stop) -> Iterator[None]:
         stopped = StoppedTrainingError(" ".join(told))
         stopped.exit_status = 128 + (stop.caught or signal.SIGINT)
         raise stopped from None
-
-
-@contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """What is said when the disk is full, whoever finds it so."""
-    from sagelr.training import checkpoint
-
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SagelrError) or not is_no_room(error):
-            raise
-        stopped = checkpoint.last(folder)
-        how = "go on from its checkpoint" if stopped else "begin anew"
-        raise SagelrError(
-            f"No space left for {folder}. Make room, then {how}: "
-            f"{again('--resume' if stopped else '--overwrite')}"
-        ) from error
 
 
 class _Display:

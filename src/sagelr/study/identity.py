@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import sagelr
+from sagelr import provenance
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, as_now
 from sagelr.schema import changes, first_of, flat
-from sagelr.study import results
 from sagelr.study.plan import FIRST_REPORT_SEED
 from sagelr.study.storage import DATABASE, Storage
 from sagelr.training.precision import precision_here, settled
@@ -73,11 +73,11 @@ def open_study(
     mine = {
         "id": _forget_what_binds_nothing(storage) or uuid.uuid4().hex,
         "recipe": recipe.to_json(),
-        "created": results.now(),
+        "created": provenance.now(),
         "quick": quick,
         "overrides": dict(overrides),
-        "machine": results.machine(recipe.train.device),
-        "versions": results.versions(),
+        "machine": provenance.machine(recipe.train.device),
+        "versions": provenance.versions(),
         "sagelr": sagelr.__version__,
     }
     known = storage.settle("study", mine)
@@ -89,7 +89,7 @@ def open_study(
             f"{'out' if quick else ''} --quick, or begin another study: {another(storage)}."
         )
     _own_results(out, known["id"])
-    for name, then, now in results.other_versions(known, mine):
+    for name, then, now in provenance.other_versions(known, mine):
         note(
             f"This study was begun with {name} {then}; now it is {now}. "
             "Runs of both are compared with each other."

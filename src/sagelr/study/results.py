@@ -2,81 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import math
-import os
-import platform
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 import sagelr
+from sagelr import provenance
 from sagelr.recipe import Recipe, Setting
 from sagelr.study import statistics
 from sagelr.study.plan import Tuned
 from sagelr.tasks import Metric
 from sagelr.train import Run, name_of
-from sagelr.training.run import on_cpu
 
 SCHEMA = 1
 LOSS = Metric("loss", greater_is_better=False)
-LIBRARIES = ("torch", "transformers", "accelerate", "optuna", "numpy", "scipy", "scikit-learn")
-
-
-def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is whole at every moment.
-
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full; the old file is left.
-    """
-    text, path = dumps(results), path.resolve()  # a link stays one
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-
-
-def dumps(results: Mapping[str, Any]) -> str:
-    """JSON to read and to compare by line: a line for each run, or whatever else is a list.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    # Without indent the encoder is the one in C. A study of hundreds of runs has 16 MB to write.
-    encode = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
-    parts = []
-    for key, value in results.items():
-        if isinstance(value, list) and value:
-            text = "[\n  " + ",\n  ".join(map(encode, value)) + "\n ]"
-        elif isinstance(value, dict) and value:
-            entries = (f"{encode(str(name))}: {encode(entry)}" for name, entry in value.items())
-            text = "{\n  " + ",\n  ".join(entries) + "\n }"
-        else:
-            text = encode(value)
-        parts.append(f" {encode(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}"
-
-
-def now() -> str:
-    """The time, as results.json has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def assemble(
@@ -111,7 +50,7 @@ def assemble(
         "id": about["id"],
         "sagelr": sagelr.__version__,
         "created": about["created"],
-        "updated": now(),
+        "updated": provenance.now(),
         "status": status,
         "quick": about["quick"],
         "progress": {"done": len(runs), "total": max(total, len(runs))},
@@ -384,67 +323,3 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-# -- where it ran -------------------------------------------------------------------------------
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the study runs on.
-
-    Args:
-        device: of the recipe, "auto" or "cpu".
-    """
-    import psutil
-
-    return {
-        "platform": platform.platform(),
-        "processor": _processor(),
-        # Processors of one name may differ in it, and by a factor of two in speed.
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "cores": psutil.cpu_count() or 1,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-        "device": _device(device),
-    }
-
-
-def _device(device: str) -> str:
-    """The accelerator that is used, by name; "cpu" without one."""
-    if on_cpu(device):
-        return "cpu"
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return str(torch.accelerator.current_accelerator())
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions(packages: Iterable[str] = LIBRARIES) -> dict[str, str]:
-    """Of those packages that are installed; by default the libraries that results depend on."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def other_versions(
-    then: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, str, str]]:
-    """Libraries that are of another version: name, then, now; sagelr among them.
-
-    Args:
-        then: what has "versions" and "sagelr", such as results.json.
-        now: the same.
-    """
-    before, after = (of["versions"] | {"sagelr": of["sagelr"]} for of in (then, now))
-    for name in sorted(before.keys() & after.keys()):
-        if before[name] != after[name]:
-            yield name, before[name], after[name]

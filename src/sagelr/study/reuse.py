@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import sagelr
+from sagelr import provenance
 from sagelr.errors import UsageError
 from sagelr.recipe import Recipe, as_now, of_results
 from sagelr.schema import changes, first_of, flat
-from sagelr.study import results
 from sagelr.study.identity import RESULTS, same_model
 
 TABLES = ("task", "model", "train", "audit")
@@ -121,8 +121,8 @@ def _differing(
         for of in (before, recipe.to_json())
     )
     yield from changes(theirs, ours)
-    here = {"versions": results.versions(), "sagelr": sagelr.__version__}
-    for name, then, now in results.other_versions(document, here):
+    here = {"versions": provenance.versions(), "sagelr": sagelr.__version__}
+    for name, then, now in provenance.other_versions(document, here):
         yield f"{name} was {then} and is now {now}"
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sagelr import jsonfile, provenance
 from sagelr.errors import SagelrError, UsageError
 from sagelr.recipe import Recipe, Setting
 from sagelr.schema import not_finite
@@ -146,8 +147,8 @@ class _Study:
         self.reusable = None
         if request.reuse is not None:
             self.reusable = reuse.find(request.reuse, self.recipe, storage.records["study"])
-        self.machine = results.machine(self.recipe.train.device)
-        self.versions = results.versions()
+        self.machine = provenance.machine(self.recipe.train.device)
+        self.versions = provenance.versions()
         self.queues = {stage: Queue(storage, stage, request.note) for stage in ("tune", "report")}
         self.crew = Crew(self.recipe, request.jobs)
         self.deaths: dict[str, int] = {}
@@ -370,7 +371,7 @@ class _Study:
             chosen=now.chosen,
             seeds=[plan.FIRST_REPORT_SEED + i for i in range(now.seeds)],
         )
-        results.write(self.out / RESULTS, document)
+        jsonfile.write(self.out / RESULTS, document)
         self.written, self.news = time.monotonic(), False
         self.rest = max(WRITE_EVERY, (self.written - began) / WRITE_SHARE)
         if document["runs"]:
