@@ -456,6 +456,20 @@ def test_quick_may_replace_a_grid(recipe):
     assert found.arms["a"].grid == {"lr": [0.5]}
 
 
+@pytest.mark.parametrize(
+    ("quick", "options"),
+    [
+        ("arms.a.options.eps = 1e-5", {"eps": 1e-5, "amsgrad": True}),
+        ('"arms.a.options" = { eps = 1e-5 }', {"eps": 1e-5}),
+    ],
+)
+def test_quick_goes_key_by_key_unless_a_table_is_named(recipe, quick, options):
+    """What was left out would run at the optimizer's defaults."""
+    change = ("grid.lr = [1e-3]", "grid.lr = [1e-3]\noptions = { eps = 1e-6, amsgrad = true }")
+    found = recipe(change, extra=f"[quick]\n{quick}", quick=True)
+    assert found.arms["a"].options == options
+
+
 def test_quick_that_is_not_there_or_wrong(recipe):
     refused(lambda: recipe(quick=True), "has no [quick] table", "or use --set")
     told = "[quick] of recipe"

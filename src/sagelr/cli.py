@@ -1,7 +1,7 @@
 """The program's entry: runs a command, and turns what goes wrong into one message and a status.
 
-Exit status: 0 done, 1 failed, 2 a request that cannot be right, 130 and 143 stopped by
-Ctrl-C and SIGTERM.
+Exit status: 0 done, 1 failed, 2 a request that cannot be right, 130, 143 and 129 stopped
+by Ctrl-C, SIGTERM and a closed terminal.
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ def param_groups(
 
     Args:
         model: any module with trainable parameters; LoRA adapters count as the module they adapt.
-        weight_decay: finite, ≥ 0; of every parameter but those above, which get 0.
+        weight_decay: finite, ≥ 0; of every parameter but those above, which get 0. SageAdamW keeps
+            it apart from the gradient. SageAdamax and SageSGD add it to the gradient, as torch's
+            do, unless given decay="scaled" or "decoupled"; for Adamax 0.01 is much there.
         sage: "attention+ffn", the authors' scope, without the norms, relative-position tables and
             mixture-of-experts routers inside it; "attention" or "ffn", half of it; "all"; "none";
             a regular expression, searched for (`re.search`) in each parameter's name; a list of

@@ -26,6 +26,7 @@ def sensitivity(optimizer: Optimizer, param: Tensor) -> Tensor:
 
 def variation(optimizer: Optimizer, param: Tensor) -> Tensor:
     """U = |I − Ī|, with the Ī that the next step will have after its update."""
+    check_rule(optimizer)
     group = group_of(optimizer, param)
     if not group["sage"]:
         raise ValueError(
@@ -39,6 +40,7 @@ def variation(optimizer: Optimizer, param: Tensor) -> Tensor:
 
 def multiplier(optimizer: Optimizer, param: Tensor) -> Tensor:
     """r, the factor the next step will put on this parameter's lr; 1 where sage=False."""
+    check_rule(optimizer)
     group = group_of(optimizer, param)
     if not group["sage"]:
         return torch.ones_like(param, dtype=compute_dtype(param.dtype))
@@ -66,6 +68,19 @@ def _relative(optimizer: Optimizer, group: Mapping[str, Any], param: Tensor) -> 
         confidence=group["relative_confidence"],
     )
     return next(r for each, r in zip(compared, multipliers, strict=True) if each is param)
+
+
+def check_rule(optimizer: Optimizer) -> None:
+    """See that an optimizer's multiplier is the rule's.
+
+    Raises:
+        ValueError: it is another one, as in the controls.
+    """
+    if not getattr(optimizer, "follows_rule", True):
+        raise ValueError(
+            f"{type(optimizer).__name__} puts another multiplier in the place of SAGE's, which "
+            "cannot be looked at. sensitivity() can."
+        )
 
 
 def group_of(optimizer: Optimizer, param: Tensor) -> Mapping[str, Any]:

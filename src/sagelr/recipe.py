@@ -404,10 +404,13 @@ TABLES = re.compile(r"task|model|train|study|audit|arms(\.[^.]+)?")
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`train.epochs = 1`, which TOML reads as a table in a table, as `"train.epochs" = 1`."""
+    """`train.epochs = 1`, which TOML reads as a table in a table, as `"train.epochs" = 1`.
+
+    A table in place of another has its name quoted: `"model.from_scratch" = { … }`.
+    """
     for key, value in table.items():
         name = prefix + key
-        if isinstance(value, dict) and TABLES.fullmatch(name):
+        if isinstance(value, dict) and "." not in key and (prefix or TABLES.fullmatch(name)):
             yield from _dotted(value, f"{name}.")
         else:
             yield name, value

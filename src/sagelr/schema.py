@@ -140,7 +140,8 @@ class Arm(_Strict):
     )
     base: str | None = Field(None, description="the arm that this one is compared with")
     optimizer: str = Field(
-        description="AdamW, Adamax or SGD; for the role sage SageAdamW, SageAdamax or SageSGD"
+        description="AdamW, Adamax or SGD; for the role sage SageAdamW, SageAdamax, SageSGD or, "
+        "for experiments, ControlAdamW with its option control"
     )
     options: dict[str, Any] = Field(
         default={}, description="what the optimizer is given beside its setting"

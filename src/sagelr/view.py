@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sagelr import rule
+from sagelr import probe, rule
 from sagelr.engines.plan import compute_dtype
 from sagelr.groups import locate
 from sagelr.state import formats, shards
@@ -143,7 +143,8 @@ class Viewer:
             process sees its own shards.
 
     Raises:
-        ValueError: the optimizer has nothing under SAGE, or parameters that the model has not.
+        ValueError: the optimizer has nothing under SAGE, another multiplier than SAGE's, or
+            parameters that the model has not.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Viewer:
                 f"{type(self.optimizer).__name__} has SAGE's parameter groups but not its state. "
                 "Give the optimizer that it wraps (ZeroRedundancyOptimizer has it as `.optim`)."
             )
+        probe.check_rule(self.optimizer)
         self._whole = whole
         places, names = locate(model), {p: name for name, p in model.named_parameters()}
         found: dict[tuple[str, str, int | None], list[Tensor]] = {}

@@ -9,6 +9,7 @@ from torch import nn
 from sagelr import SageAdamW
 from sagelr.engines.plan import Place
 from sagelr.optim.controls import CONTROLS, ControlAdamW, _shuffled
+from sagelr.view import Viewer
 
 OPTIONS = {"lr": 0.1, "beta0": 0.8, "weight_decay": 0.05}
 
@@ -176,3 +177,19 @@ def test_no_multiplier_of_a_control_is_above_ten(draw):
     optimizer = ControlAdamW([param], **OPTIONS, control="inverse", sage_eps=1e-30)
     [moved] = moves([param], optimizer, [torch.ones(6, 5, dtype=torch.float64)])
     assert moved.abs().max().item() == pytest.approx(10 * OPTIONS["lr"])
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_shows_no_multiplier_of_sages_for_its_own(control, draw):
+    """*constant* would show 3 at every step, from an Ī that it never touches."""
+    model = nn.Linear(5, 4)
+    optimizer = ControlAdamW(model.parameters(), control=control)
+    model(torch.ones(2, 5)).sum().backward()
+    for look in (optimizer.multiplier, optimizer.variation):
+        with pytest.raises(ValueError, match="ControlAdamW puts another multiplier"):
+            look(model.weight)
+    assert torch.equal(
+        optimizer.sensitivity(model.weight), (model.weight * model.weight.grad).abs()
+    )
+    with pytest.raises(ValueError, match="ControlAdamW puts another multiplier"):
+        Viewer(model, optimizer)

@@ -51,6 +51,16 @@ class Clobbering(torch.optim.SGD):
 
 
 optim = torch.optim
+
+
+class MyAdafactor(optim.Adafactor):
+    """Decays as what it is a kind of."""
+
+
+class MyASGD(optim.ASGD):
+    """Averages as what it is a kind of."""
+
+
 # How the base is made, and whether its decay is known to lie outside its direction.
 BASES: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "AdamW": (lambda p: optim.AdamW(p, lr=0.05, weight_decay=0.1), True),
@@ -76,6 +86,7 @@ BASES: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "Muon": (lambda p: optim.Muon(p, lr=0.05, weight_decay=0.1), True),
     "Adafactor": (lambda p: optim.Adafactor(p, lr=0.05, weight_decay=0.1), True),
     "Lion": (lambda p: Lion(p, lr=0.05, weight_decay=0.1), True),
+    "Adafactor of one's own": (lambda p: MyAdafactor(p, lr=0.05, weight_decay=0.1), True),
     "Clobbering": (lambda p: Clobbering(p, lr=0.05), False),
 }  # fmt: skip
 
@@ -464,6 +475,7 @@ REFUSED = {
     "LBFGS": (optim.LBFGS, "several times"),
     "SparseAdam": (optim.SparseAdam, "sparse"),
     "ASGD": (optim.ASGD, "averages"),
+    "MyASGD": (MyASGD, "averages"),
     "SAM": (SAM, "two steps for one gradient"),
     "ScheduleFreeAdam": (ScheduleFreeAdam, "interpolated"),
     "Renamed": (Renamed, "interpolated"),

@@ -154,3 +154,14 @@ def test_a_scope_without_a_model_is_all_or_none_or_an_error(tmp_path):
         assert optimizer.param_groups[0]["sage"] is sage
     with pytest.raises(ValueError, match="none was given"):
         sage_optimizer(args, sage="ffn")
+
+
+def test_a_class_that_hands_its_options_on_gets_the_arguments_too(tmp_path):
+    class Mine(SageAdamW):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+
+    args = TrainingArguments(str(tmp_path), learning_rate=5e-5, adam_beta2=0.98, report_to="none")
+    _, own = sage_optimizer(args, cls=Mine)
+    assert own == sage_optimizer(args)[1]
+    assert (own["lr"], own["betas"]) == (5e-5, (0.9, 0.98))

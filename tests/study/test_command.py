@@ -8,6 +8,9 @@ import sys
 import pytest
 
 from sagelr.cli import main
+from sagelr.commands.compare import _check_bases
+from sagelr.errors import UsageError
+from sagelr.recipe import load
 from sagelr.study.storage import locked
 
 whole_study = pytest.mark.processes
@@ -145,6 +148,7 @@ def test_an_arm_whose_report_runs_diverge_is_told(compare, pretend, tmp_path):
         (["--arms", " , "], 2, "study.arms"),
         (["--arms", "adamw"], 2, "nothing to compare among the arms adamw"),
         (["--arms", "sage-adamw"], 2, "nothing to compare among the arms sage-adamw"),
+        (["--set", 'study.arms=["sage-adamw"]'], 2, "nothing to compare among the arms sage-"),
         (["--arms", "adamw", "--set", "study.arms=[]"], 2, "--arms and --set study.arms"),
         (["--seeds", "4", "--set", "study.report_seeds=5"], 2, "--seeds and --set study.report_se"),
         (["--set", "train.epoch=5"], 2, "train.epochs"),
@@ -186,6 +190,12 @@ def test_errors_are_one_message(compare, tmp_path, words, status, message):
     assert {path: path.read_bytes() for path in before} == before
     made = {path.name for path in tmp_path.rglob("*") if path not in before and path.is_file()}
     assert made <= {"study.lock"}
+
+
+def test_an_arm_without_its_base_is_not_tuned_for_nothing():
+    recipe = load("sst2-scratch", {"task.folder": "."}, arms=["adamw", "sage-adamw", "sage-adamax"])
+    with pytest.raises(UsageError, match=r"sage-adamax is compared with adamax, .*Give it too"):
+        _check_bases(recipe)
 
 
 def test_two_at_once_in_one_folder(compare, tmp_path):
@@ -247,12 +257,12 @@ def test_a_page_that_cannot_be_made_does_not_stop_the_study(compare, tmp_path, m
 def test_a_disk_that_fills_up_is_one_message(compare, tmp_path, monkeypatch):
     import errno
 
-    import sagelr.study.results
+    import sagelr.jsonfile
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "results.json"))
 
-    monkeypatch.setattr(sagelr.study.results, "write", full)
+    monkeypatch.setattr(sagelr.jsonfile, "write", full)
     status, _, err = compare()
     assert status == 1
     assert "No space left on device. Make room and run the same command again" in err

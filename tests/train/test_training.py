@@ -89,6 +89,23 @@ def test_an_entry_says_what_was_done():
     assert "audit" not in entry
 
 
+def test_a_control_is_not_shown_with_multipliers_that_it_does_not_apply():
+    arm = {"optimizer": "ControlAdamW", "options": {"control": "constant"}}
+    recipe = small(**{f"arms__sage-adamw__{key}": value for key, value in arm.items()})
+    moments = []
+    entry = train(recipe, sage(stage="report"), observe=moments.append)
+    assert entry["sage"] is None
+    assert {moment.multiplier for moment in moments} == {None}
+
+
+def test_a_scope_that_leaves_sage_on_nothing_is_refused_before_any_training():
+    recipe = small(**{"arms__sage-adamw__scope": "none"})
+    with pytest.raises(
+        UsageError, match=r"arms\.sage-adamw\.scope = 'none' leaves SAGE on nothing"
+    ):
+        train(recipe, sage(stage="tune"))
+
+
 def test_the_test_split_is_scored_after_a_report_alone():
     assert train(small(), sage(stage="tune"))["scores"]["test"] is None
     assert train(small(), sage(stage="train"))["scores"]["test"] is None

@@ -42,13 +42,13 @@ def multipliers(
         state: the file that its optimizer's state was saved in.
 
     Returns:
-        None if the arm is without SAGE.
+        None if the arm is without SAGE, or with a control in its place.
 
     Raises:
         SagelrError: the state does not fit.
     """
     optimizer = make_optimizer(model, recipe.arms[arm], setting)
-    if not isinstance(optimizer, SageOptimizer):
+    if not isinstance(optimizer, SageOptimizer) or not optimizer.follows_rule:
         return None
     try:
         held = torch.load(state, map_location=model.device, weights_only=True)

@@ -49,7 +49,7 @@ def compare(
         Path | None,
         typer.Option(
             help="Folder of another study: what it has run in the very same way is taken over, so "
-            "that an arm more costs that arm alone."
+            "that an arm more costs little more than its own runs."
         ),
     ] = None,
     storage: Annotated[
@@ -101,7 +101,8 @@ def compare(
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
-    if names is not None and not checked.chosen_pairs():
+    _check_bases(checked)
+    if not checked.chosen_pairs():
         raise UsageError(
             f"There is nothing to compare among the arms {', '.join(checked.study.arms)}: it takes "
             "an arm and the base that it names. Give both with --arms."
@@ -269,6 +270,17 @@ def _left(seconds: float | None) -> str:
     if seconds < 90:
         return f"about {max(1, round(seconds))} s left"
     return f"about {round(seconds / 60)} min left"
+
+
+def _check_bases(recipe: Recipe) -> None:
+    """See that no arm would be tuned and reported with nothing to hold it against."""
+    chosen = recipe.chosen_arms()
+    for name, arm in chosen.items():
+        if len(chosen) > 1 and arm.base and arm.base not in chosen:
+            raise UsageError(
+                f"The arm {name} is compared with {arm.base}, which is not among the arms "
+                f"{', '.join(chosen)}. Give it too with --arms, or leave {name} out."
+            )
 
 
 def _jobs(recipe: Recipe) -> int:

@@ -73,6 +73,8 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
         return "torch.compile traces the step"
     if plan.differentiable:
         return "the step must be differentiable"
+    if type(plan.base) not in BASES:
+        return f"it has no {type(plan.base).__name__}"
     if params[0].dtype not in PARAM:
         return f"parameters are {params[0].dtype}"
     if plan.coded and params[0].dtype == torch.float64:

@@ -76,6 +76,8 @@ def why_not(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor]) -> st
         return "torch.compile traces the step"
     if plan.differentiable:
         return "the step must be differentiable"
+    if type(plan.base) not in BASES:
+        return f"it has no {type(plan.base).__name__}"
     dtype = params[0].dtype
     if dtype not in PARAM:
         return f"parameters are {dtype}"

@@ -41,7 +41,8 @@ def sage_optimizer(
             everything. Parameters are put into named groups by `sagelr.param_groups` when the
             Trainer makes its optimizer: those of the model that it trains, which may be another by
             then (`model_init`, TRL's `peft_config`) or sharded. FSDP1 flattens parameters: None.
-        cls: SageAdamW, SageAdamax or SageSGD.
+        cls: SageAdamW, SageAdamax or SageSGD. The last two add weight decay to the gradient unless
+            given `decay="scaled"` or "decoupled".
         sage: which parameters get SAGE, see `sagelr.param_groups`; without a model "all" or "none".
         options: further options of the optimizer, over those of args.
 
@@ -87,8 +88,21 @@ def _taken(args: TrainingArguments, cls: type[SageOptimizer]) -> dict[str, Any]:
         "eps": args.adam_epsilon,
         "weight_decay": args.weight_decay,
     }
-    known = inspect.signature(cls).parameters
+    known = _options_of(cls)
     return {name: value for name, value in found.items() if name in known}
+
+
+def _options_of(cls: type) -> set[str]:
+    """Names that a class takes; of a subclass that hands others on, those of its base too."""
+    known: set[str] = set()
+    for kind in cls.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind.__init__).parameters
+        known |= parameters.keys()
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            break
+    return known
 
 
 class _Later:

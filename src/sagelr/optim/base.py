@@ -34,6 +34,7 @@ class SageOptimizer(Optimizer):
     """SAGE on a base optimizer. Use one of its three kinds, or `Sage` for any other base."""
 
     base_state_names: ClassVar[tuple[str, ...]]
+    follows_rule: ClassVar[bool] = True  # whether its multiplier is `sagelr.rule`'s
 
     @abstractmethod
     def _base(self, group: Mapping[str, Any]) -> Base:

@@ -53,6 +53,8 @@ class ControlAdamW(SageAdamW):
         RuntimeError: in `step`, a sparse or sharded gradient.
     """
 
+    follows_rule = False
+
     def __init__(
         self,
         params: ParamsT,
@@ -109,15 +111,13 @@ class ControlAdamW(SageAdamW):
         state["sensitivity_step"].add_(1)
         if self.control == "constant":
             return torch.full_like(direction, CONSTANT)
-        if self.control == "gradient":
-            sensitivity = item.grad.abs()
-        else:
-            sensitivity = rule.sensitivity(item.param, item.grad)
-        smoothed = rule.smooth(state["exp_avg_sensitivity"], sensitivity, plan.beta0)
-        state["exp_avg_sensitivity"].copy_(smoothed)
-        if plan.sage_bias_correction:
-            count = state["sensitivity_step"].item()
-            smoothed = rule.bias_correct(smoothed, plan.beta0, count)
+        # |g| is the sensitivity of a parameter that is 1.
+        param = torch.ones_like(item.param) if self.control == "gradient" else item.param
+        step = state["sensitivity_step"].item() if plan.sage_bias_correction else None
+        sensitivity, stored, smoothed = rule.observe(
+            param, item.grad, state["exp_avg_sensitivity"], plan.beta0, step
+        )
+        state["exp_avg_sensitivity"].copy_(stored)
         variation = rule.variation(sensitivity, smoothed)
         match self.control:
             case "inverse":

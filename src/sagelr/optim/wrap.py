@@ -298,13 +298,18 @@ class Sage(Optimizer):
         for option in DECOUPLED_OPTIONS:
             if option in group:
                 return bool(group[option])
-        return DECOUPLED.fullmatch(type(self.base).__name__) is not None
+        return any(DECOUPLED.fullmatch(name) for name in _kinds(self.base))
 
     # -- looking inside -------------------------------------------------------------------------
 
     sensitivity = SageOptimizer.sensitivity
     variation = SageOptimizer.variation
     multiplier = SageOptimizer.multiplier
+
+
+def _kinds(base: object) -> list[str]:
+    """Names of its class and of those that it is a kind of."""
+    return [kind.__name__ for kind in type(base).__mro__]
 
 
 def _refuse(base: object) -> None:
@@ -315,7 +320,7 @@ def _refuse(base: object) -> None:
             "Sage(torch.optim.AdamW(model.parameters(), lr=1e-3))."
         )
     name = type(base).__name__
-    reason = REFUSED.get(name)
+    reason = next((REFUSED[kind] for kind in _kinds(base) if kind in REFUSED), None)
     if isinstance(base, (SageOptimizer, Sage)):
         reason = "it is SAGE already"
     elif "ScheduleFree" in name or any("train_mode" in group for group in base.param_groups):

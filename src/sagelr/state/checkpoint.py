@@ -111,6 +111,9 @@ def _refuse_foreign(
     optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
 ) -> None:
     """Refuse what would go on from a step count with averages that are not there."""
+    name = type(optimizer).__name__
+    own = AVERAGES.get(averages[-1], name)
+    afresh = "or start afresh from the model's weights."
     for entry in incoming["state"].values():
         held = {name for name, value in entry.items() if value is not None}
         others = held.difference(averages) & {*AVERAGES, *OTHERS, "exp_avg"}
@@ -119,28 +122,25 @@ def _refuse_foreign(
         lacking = [name for name in averages if name not in held and begun]
         # torch's SGD, and SageSGD, keep no buffer where they have no momentum.
         if foreign or (lacking and lacking != ["momentum_buffer"]):
-            name, has = type(optimizer).__name__, ", ".join(sorted(held))
+            has = ", ".join(sorted(held))
             what = f"has {foreign[0]}" if foreign else f"has no {lacking[0]} but {has}"
-            own = AVERAGES[averages[-1]]
             known = AVERAGES.get(foreign[0]) if foreign else None
             other = f" load this one into {known}," if known else ""
             raise ValueError(
                 f"This state {what}: it is not that of {name}, nor of the optimizer {name} is "
-                f"built on. Give a state of {own},{other} or start afresh from the model's weights."
+                f"built on. Give a state of {own},{other} {afresh}"
             )
     for group in incoming["param_groups"]:
         # torch's RAdam, which keeps what AdamW keeps and takes other steps with it.
         if "decoupled_weight_decay" in group and "amsgrad" not in group:
             raise ValueError(
-                f"This state is that of torch's RAdam, whose steps {type(optimizer).__name__} does "
-                f"not take. Give a state of {AVERAGES[averages[-1]]}, or start afresh from the "
-                "model's weights."
+                f"This state is that of torch's RAdam, whose steps {name} does not take. Give a "
+                f"state of {own}, {afresh}"
             )
         if "ns_steps" in group:  # torch's Muon, whose momentum is an average
             raise ValueError(
-                f"This state is that of torch's Muon, whose momentum {type(optimizer).__name__} "
-                f"does not keep. Give a state of {AVERAGES[averages[-1]]}, or start afresh from "
-                "the model's weights."
+                f"This state is that of torch's Muon, whose momentum {name} does not keep. Give a "
+                f"state of {own}, {afresh}"
             )
 
 

@@ -103,7 +103,8 @@ class Task(ABC):
     """Data, model and metrics of one recipe, ready to be trained on.
 
     Attributes:
-        DataOptions: what `[task]` of a recipe may hold; frozen, and strict on unknown keys.
+        DataOptions: what `[task]` of a recipe may hold, `family` with its name among it; frozen,
+            and strict on unknown keys.
         ModelOptions: the same for `[model]`.
         metrics: every metric that the family knows; `scores` and `generation_scores` give those
             that apply to the data at hand.

@@ -82,9 +82,14 @@ def check_scope(name: str, arm: Arm, model: nn.Module) -> None:
         UsageError: a pattern that is none, or a scope that selects nothing.
     """
     try:
-        _groups(model, arm, 0.0)
+        groups = _groups(model, arm, 0.0)
     except SagelrError as error:
         raise UsageError(f"arms.{name}.scope: {str(error).rstrip('.')}.") from None
+    if arm.role == "sage" and not any(group["sage"] for group in groups):
+        raise UsageError(
+            f"arms.{name}.scope = {arm.scope!r} leaves SAGE on nothing. Name parameters, or compare "
+            "with the base itself."
+        )
 
 
 def make_optimizer(model: nn.Module, arm: Arm, setting: Setting) -> torch.optim.Optimizer:

@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)  # as Accelerate wraps it
-        if isinstance(optimizer, SageOptimizer):
+        if isinstance(optimizer, SageOptimizer) and optimizer.follows_rule:
             if self.run.stage != "tune":
                 self.record.trace_of(model, optimizer, state.max_steps)
             if self.observe is not None:
