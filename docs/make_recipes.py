@@ -59,7 +59,7 @@ def _table(title: str, words: str, model: type[BaseModel]) -> Iterator[str]:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
         if key == "family":
-            yield f"| `family` | `{_default(field).strip('`')}` | must be given | what kind of task it is |"
+            yield f"| `family` | {_default(field)} | must be given | what kind of task it is |"
             continue
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

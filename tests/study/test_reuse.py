@@ -90,7 +90,7 @@ def test_a_run_at_another_lr_is_none_of_these_however_near(recipe, pretend, tmp_
 def test_runs_of_another_machine_say_so(recipe, pretend, tmp_path, monkeypatch):
     pretend(recipe(), tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "brought")
-    monkeypatch.setattr(run_module.results, "machine", lambda device: {"cores": 1000})
+    monkeypatch.setattr(run_module.provenance, "machine", lambda device: {"cores": 1000})
     document = pretend(recipe(), tmp_path / "here", reuse=tmp_path / "brought")
     assert document["machine"] == {"cores": 1000}
     assert all(run["machine"]["cores"] != 1000 for run in document["runs"])
@@ -116,7 +116,7 @@ def test_other_versions_and_other_data_are_refused(recipe, pretend, tmp_path, mo
         here.setitem(pretend.data, "sha256", "1" * 64)
         with pytest.raises(UsageError, match=r"--reuse .*first: its runs are on other data"):
             pretend(recipe(THREE), tmp_path / "more", reuse=tmp_path / "first")
-    monkeypatch.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(run_module.provenance, "versions", lambda: {"torch": "99.0"})
     with pytest.raises(UsageError, match=r"torch was .* and is now 99\.0"):
         pretend(recipe(), tmp_path / "other", reuse=tmp_path / "first")
 
@@ -150,7 +150,7 @@ def test_runs_of_another_version_are_trained(recipe, pretend, tmp_path, monkeypa
     pretend(recipe(), tmp_path / "more", reuse=tmp_path / "first")
     assert {key.split("/")[1] for key in pretend.trained} == {"adamw"}
     with monkeypatch.context() as updated:
-        updated.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
+        updated.setattr(run_module.provenance, "versions", lambda: {"torch": "99.0"})
         document = pretend(recipe({"study.report_seeds": 4}), tmp_path / "first")
     assert {run["seed"] for run in document["runs"] if "versions" in run} == {1003}
     assert {"torch": "99.0"} in [run.get("versions") for run in document["runs"]]

@@ -561,14 +561,14 @@ def test_a_folder_serves_one_process_at_a_time(recipe, pretend, tmp_path):
 
 def test_other_versions_are_noted(recipe, pretend, tmp_path, monkeypatch):
     pretend(recipe(), tmp_path)
-    monkeypatch.setattr(run_module.results, "versions", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(run_module.provenance, "versions", lambda: {"torch": "99.0"})
     pretend(recipe(), tmp_path)
     assert any("now it is 99.0" in note for note in pretend.notes)
 
 
 def test_runs_of_another_machine_say_so(recipe, pretend, tmp_path, monkeypatch):
     pretend(recipe(), tmp_path)
-    monkeypatch.setattr(run_module.results, "machine", lambda device: {"cores": 1000})
+    monkeypatch.setattr(run_module.provenance, "machine", lambda device: {"cores": 1000})
     document = pretend(recipe({"study.report_seeds": 4}), tmp_path)
     elsewhere = {run["seed"] for run in document["runs"] if "machine" in run}
     assert elsewhere == {1003}

@@ -87,8 +87,8 @@ def check_scope(name: str, arm: Arm, model: nn.Module) -> None:
         raise UsageError(f"arms.{name}.scope: {str(error).rstrip('.')}.") from None
     if arm.role == "sage" and not any(group["sage"] for group in groups):
         raise UsageError(
-            f"arms.{name}.scope = {arm.scope!r} leaves SAGE on nothing. Name parameters, or compare "
-            "with the base itself."
+            f"arms.{name}.scope = {arm.scope!r} leaves SAGE on nothing. Name parameters, "
+            "or compare with the base itself."
         )
 
 
