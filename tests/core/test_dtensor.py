@@ -219,7 +219,7 @@ def load(rank: int, folder: Path) -> None:
 
 
 def plain(rank: int, folder: Path) -> None:
-    """State dicts of a whole run, loaded as they are into one that is sharded."""
+    """State dicts of a whole run, loaded as they are into one that is sharded, and back."""
     for case, (_, _, dtype) in CASES.items():
         alone = Model(dtype)
         saved = train(case, alone)
@@ -230,6 +230,12 @@ def plain(rank: int, folder: Path) -> None:
         walk(model, optimizer, range(STEPS, STEPS + 1))
         walk(alone, saved, range(STEPS, STEPS + 1))
         assert_equal(everything(model, optimizer), everything(alone, saved))
+        back = Model(dtype)
+        whole = train(case, back, range(0))
+        whole.load_state_dict(optimizer.state_dict())
+        set_parameters(back, everything(alone, saved))
+        assert_equal(everything(back, whole), everything(alone, saved))
+        walk(back, whole, range(STEPS + 1, STEPS + 2))
     wrong = saved.state_dict()
     wrong["state"][1]["momentum_buffer"] = wrong["state"][1]["momentum_buffer"][:7]
     with pytest.raises(ValueError, match="momentum_buffer has shape"):

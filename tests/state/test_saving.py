@@ -383,6 +383,89 @@ def test_options_that_a_wrapped_base_has_not_are_refused(options, draw):
         Sage(torch.optim.AdamW([param])).load_state_dict(saved)
 
 
+@pytest.mark.parametrize(
+    ("options", "base", "wrapped"),
+    [
+        ({"decay": "l2"}, torch.optim.AdamW, {}),
+        ({"decay": "scaled"}, torch.optim.AdamW, {}),
+        ({"decay": "decoupled"}, torch.optim.AdamW, {"decay": "inside"}),
+        ({"decay": "decoupled"}, torch.optim.Adam, {}),
+        ({"bias_correction": False}, torch.optim.AdamW, {}),
+    ],
+)
+def test_options_that_a_wrapped_base_has_otherwise_are_refused(options, base, wrapped, draw):
+    """Its next step would be another one, by a third of its length or by all of it."""
+    param = nn.Parameter(draw(4, 3).float())
+    saved = SageAdamW([param], weight_decay=0.1, **options).state_dict()
+    with pytest.raises(ValueError, match=rf"{next(iter(options))}=.* Sage\({base.__name__}\)"):
+        Sage(base([param], weight_decay=0.1), **wrapped).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("decay", "base", "wrapped"),
+    [
+        ("decoupled", torch.optim.AdamW, {}),
+        ("scaled", torch.optim.AdamW, {"decay": "inside"}),
+        ("l2", torch.optim.Adam, {}),
+    ],
+)
+def test_decay_that_a_wrapped_base_has_too_goes_on(decay, base, wrapped, draw):
+    start = draw(4, 3)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    first = SageAdamW([ours], lr=0.1, weight_decay=0.1, decay=decay, foreach=False)
+    second = Sage(base([theirs], lr=0.1, weight_decay=0.1), **wrapped)
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        ours.grad = draw(4, 3)
+        theirs.grad = ours.grad.clone()
+        first.step()
+        second.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_count_that_stands_in_the_group_is_taken_and_none_is_refused(draw):
+    """As Apex keeps it. Moments of many steps at a count of 1 would move three times as far."""
+    start, grads = draw(4, 3), [draw(4, 3) for _ in range(4)]
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    first = torch.optim.AdamW([theirs], lr=0.1)
+    for grad in grads[:3]:
+        theirs.grad = grad.clone()
+        first.step()
+    saved = copy.deepcopy(first.state_dict())
+    del saved["state"][0]["step"]
+    second = SageAdamW([ours], lr=0.1, sage=False, foreach=False)
+    with pytest.raises(ValueError, match="has exp_avg and no step"):
+        second.load_state_dict(saved)
+    saved["param_groups"][0]["step"] = 3
+    second.load_state_dict(saved)
+    ours.data.copy_(theirs)
+    for param, optimizer in ((theirs, first), (ours, second)):
+        param.grad = grads[3].clone()
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_state_in_codes_of_torchao_is_taken_as_the_numbers_that_they_stand_for(draw):
+    """A kernel that walks memory finds none behind such a tensor."""
+    coded = pytest.importorskip("torchao.optim.subclass_8bit").OptimState8bit
+    param = nn.Parameter(draw(64, 64).float())
+    param.grad = draw(64, 64).float()
+    other = torch.optim.AdamW([param])
+    other.step()
+    saved, [state] = other.state_dict(), other.state.values()
+    for name, signed in (("exp_avg", True), ("exp_avg_sq", False)):
+        state[name] = coded.zeros((64, 64), signed).copy_(state[name])
+    optimizer = SageAdamW([param])
+    optimizer.load_state_dict(saved)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(optimizer.state[param][name], state[name].dequantize())
+    optimizer.step()
+    assert param.isfinite().all()
+    optimizer.state[param]["exp_avg"] = state["exp_avg"]  # put there by hand: the eager step
+    optimizer.step()
+    assert param.isfinite().all()
+
+
 def test_a_state_converted_with_its_model_goes_on(draw):
     """Counts too: in float64 they are not what a kernel reads."""
     found = []

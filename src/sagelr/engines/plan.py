@@ -23,6 +23,7 @@ OVERS: tuple[str, ...] = get_args(Over)
 SHAPE = operator.attrgetter("shape")  # in a map it is faster than a comprehension, or size()
 IS_CPU = operator.attrgetter("is_cpu")
 CPU = torch.device("cpu")
+PLAIN = {Tensor, torch.nn.Parameter}  # what has memory of its own, for sure
 
 # One list of tensors for each name of state, all lists in the order of the parameters:
 # the base's averages, "step", and where SAGE is on "exp_avg_sensitivity" and "sensitivity_step";
@@ -171,7 +172,7 @@ def pick(
 def not_plain(params: Sequence[Tensor], grads: Sequence[Tensor]) -> str | None:
     """A parameter or gradient that may have no memory of its own, in words; None without one."""
     for what, tensors in (("parameter", params), ("gradient", grads)):
-        other = {*map(type, tensors)} - {Tensor, torch.nn.Parameter}
+        other = {*map(type, tensors)} - PLAIN
         if other:
             return f"a {what} is a {other.pop().__name__}"
     return None
@@ -211,6 +212,7 @@ def unlike(plan: Plan, params: Sequence[Tensor], grads: Sequence[Tensor], state:
     for place, name in enumerate(plan.state_names()):
         column, kind = state[name], plan.storage(name).dtype or dtype
         sound = sound and all(map(Tensor.is_contiguous, column)) and _dtypes(column) == {kind}
+        sound = sound and {*map(type, column)} <= PLAIN
         _check_device(name, column, device)
         # All averages of a parameter were made, or loaded and checked, together.
         if place == 0 or list(map(Tensor.numel, column)) != sizes:

@@ -203,7 +203,8 @@ class Sage(Optimizer):
 
         Raises:
             ValueError: the groups do not match, the state is in 8-bit codes of this package, or was
-                saved with `relative` or `lr_scale`, which a wrapped base does not have.
+                saved with `relative` or `lr_scale`, which a wrapped base does not have, or with
+                another `decay` or `bias_correction` than it has.
         """
         casts = any(
             kind is not Optimizer and kind.__module__.startswith("torch.optim")
@@ -215,6 +216,7 @@ class Sage(Optimizer):
             super().load_state_dict,
             counts=("sensitivity_step",),
             kept=("exp_avg_sensitivity",) if casts else None,
+            decays=self._decays_as,
         )
         for state in self.state.values():
             if "exp_avg_sensitivity" in state:  # of a narrower format of SageAdamW
@@ -295,6 +297,15 @@ class Sage(Optimizer):
             return False
         if self._decay is not None:
             return self._decay == "decoupled"
+        return self._base_decouples(group)
+
+    def _decays_as(self, group: Mapping[str, Any]) -> str:
+        """As `Plan.decay` has it."""
+        if self._is_decoupled(group):
+            return "decoupled"
+        return "scaled" if self._base_decouples(group) else "l2"
+
+    def _base_decouples(self, group: Mapping[str, Any]) -> bool:
         for option in DECOUPLED_OPTIONS:
             if option in group:
                 return bool(group[option])

@@ -51,6 +51,7 @@ def load(
     counts: tuple[str, ...] = COUNTS,
     averages: tuple[str, ...] | None = None,
     kept: tuple[str, ...] | None = None,
+    decays: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Load as torch does, hooks and all, then put back what torch changed.
 
@@ -61,10 +62,12 @@ def load(
         counts: step counts kept by this package; others stay as torch loads them.
         averages: that the optimizer goes on from; None where its base knows best.
         kept: names of state that keeps its dtype; all by default.
+        decays: how a wrapped base decays in a group, as `Plan.decay` has it.
 
     Raises:
-        ValueError: the state is that of another kind of optimizer, was saved with amsgrad, is of
-            other shapes, or its codes were cast on the way; or the groups do not match.
+        ValueError: the state is that of another kind of optimizer, was saved with amsgrad or
+            without a step count, is of other shapes, or its codes were cast on the way; or the
+            groups do not match.
     """
     seen: dict[str, Any] = {}
 
@@ -73,9 +76,10 @@ def load(
         _refuse_amsgrad(optimizer, incoming)
         if averages is None:
             _refuse_codes(optimizer, incoming)
-            _refuse_options(optimizer, incoming)
+            _refuse_options(optimizer, incoming, decays)
         else:
             _refuse_foreign(optimizer, incoming, averages)
+            incoming = _plain(optimizer, _with_counts(optimizer, incoming, averages), averages)
         _refuse_cast(optimizer, incoming)
         _refuse_shapes(optimizer, incoming, averages or ())
         seen.update(_with_options(optimizer, incoming))
@@ -156,19 +160,92 @@ def _refuse_codes(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_options(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
-    """Refuse what changes a step of this package's optimizers, and no base knows of."""
-    for group in incoming["param_groups"]:
-        for option, value, off in (
+def _refuse_options(
+    optimizer: Optimizer,
+    incoming: Mapping[str, Any],
+    decays: Callable[[Mapping[str, Any]], str] | None,
+) -> None:
+    """Refuse what changes a step of this package's optimizers, and the base does otherwise."""
+    name = f"{type(optimizer).__name__}({type(getattr(optimizer, 'base', None)).__name__})"
+    for group, own in zip(incoming["param_groups"], optimizer.param_groups, strict=False):
+        options = [
             ("relative", group.get("relative"), None),
             ("lr_scale", group.get("sage_lr_scale", 1), 1),
-        ):
+        ]
+        if "bias_correction" not in own:
+            options.append(("bias_correction", group.get("bias_correction", True), True))
+        if decays is not None and group.get("decay") and group.get("weight_decay"):
+            kind = decays({**own, "weight_decay": group["weight_decay"]})
+            options.append(("decay", group["decay"], kind))
+        for option, value, off in options:
             if value != off:
                 raise ValueError(
-                    f"This state was saved with {option}={value}, which "
-                    f"{type(optimizer).__name__} does not have. Load it into the optimizer that "
-                    "saved it, or start afresh from the model's weights."
+                    f"This state was saved with {option}={value}, which {name} does not have. Load "
+                    "it into the optimizer that saved it, or start afresh from the model's weights."
                 )
+
+
+def _with_counts(
+    optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
+) -> dict[str, Any]:
+    """The file with a step count beside averages, where it has one for a whole group, as Apex does.
+
+    torch's SGD counts nothing, and its buffer does not ask for it.
+    """
+    states = dict(incoming["state"])
+    for group in incoming["param_groups"]:
+        for key in group["params"]:
+            state = states.get(key, {})
+            held = [name for name in averages if state.get(name) is not None]
+            if not held or "step" in state or held == ["momentum_buffer"]:
+                continue
+            if not isinstance(group.get("step"), int | float | Tensor):
+                raise ValueError(
+                    f"This state has {held[0]} and no step: from a step count of 1 on "
+                    f"{type(optimizer).__name__} would take other steps than it was saved for. Put "
+                    'the number of steps taken beside it ("step"), or start afresh from the '
+                    "model's weights."
+                )
+            states[key] = {**state, "step": group["step"]}
+    return {**incoming, "state": states}
+
+
+def _plain(
+    optimizer: Optimizer, incoming: Mapping[str, Any], averages: tuple[str, ...]
+) -> dict[str, Any]:
+    """The file with averages as tensors that engines can walk: torchao's as the numbers they code.
+
+    State of a sharded model that goes to a whole one is gathered, for which every process has to
+    load it.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    keys = [key for group in incoming["param_groups"] for key in group["params"]]
+    states = dict(incoming["state"])
+    for key, param in zip(keys, params, strict=False):
+        state = dict(states.get(key, {}))
+        for name in (*averages, "exp_avg_sensitivity"):
+            for kept in (name, name + formats.SCALE):
+                value = state.get(kept)
+                if isinstance(value, Tensor):
+                    state[kept] = _readable(kept, value, param)
+        if key in states:
+            states[key] = state
+    return {**incoming, "state": states}
+
+
+def _readable(name: str, value: Tensor, param: Tensor) -> Tensor:
+    if type(value) in (Tensor, torch.nn.Parameter):
+        return value
+    if shards.is_dtensor(value):
+        return value if shards.is_dtensor(param) else value.full_tensor()  # type: ignore[attr-defined]
+    try:
+        plain = value.dequantize()
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"This state has {name} as a {type(value).__name__}, which cannot be read here: "
+            f"{error}. Start afresh from the model's weights."
+        ) from None
+    return plain
 
 
 def _refuse_cast(optimizer: Optimizer, incoming: Mapping[str, Any]) -> None:
