@@ -32,11 +32,16 @@ class Traced:
 
 
 def traced(study: Study) -> list[Traced]:
-    """The sage arms that have something to show."""
+    """The sage arms that have something to show.
+
+    Controls have not: results of before 2026-11-28 hold SAGE's multipliers for them, which they did
+    not apply.
+    """
     found = []
     for arm in study.arms:
+        control = study.data["recipe"]["arms"][arm.name]["optimizer"] == "ControlAdamW"
         runs = [run for run in study.reported(arm) if run["sage"]]
-        if runs:
+        if runs and not control:
             relative = runs[0]["options"].get("relative") is not None
             found.append(Traced(arm, [run["sage"] for run in runs], relative))
     return found
