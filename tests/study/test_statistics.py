@@ -299,3 +299,11 @@ def _truth(level: float, spread: float) -> float:
     total = np.clip(2 * (level + spread * z), 0, 2)
     below = np.where(total <= 1, total**2 / 2, 1 - (2 - total) ** 2 / 2)
     return float(below.mean())
+
+
+def test_a_mean_that_is_rounding_alone_is_none():
+    """Shares of 872 whose differences add up to 0, and in floating point to -4e-17."""
+    base = [730 / 872, 720 / 872, 723 / 872, 721 / 872, 733 / 872]
+    sage = [731 / 872, 716 / 872, 723 / 872, 722 / 872, 735 / 872]
+    assert statistics.difference(base, sage).mean == 0.0
+    assert statistics.difference(base, sage).p_value == 1.0

@@ -82,8 +82,9 @@ def difference(base: Sequence[float], sage: Sequence[float]) -> Difference:
         raise ValueError(f"{n} paired scores: a difference has a spread from two pairs on.")
     mean, sd = float(pairs.mean()), float(pairs.std(ddof=1))
     scale = float(max(np.abs(np.asarray(base)).max(), np.abs(np.asarray(sage)).max()))
+    if abs(mean) <= 1e-12 * scale:  # rounding is all there is of it
+        mean = 0.0
     if sd <= 1e-12 * scale:  # all alike, but for rounding
-        mean = mean if abs(mean) > 1e-12 * scale else 0.0
         alike = (mean, mean)
         return Difference(mean, 0.0, alike, alike, None, 0.0 if mean else 1.0, None)
     error = sd / math.sqrt(n)
