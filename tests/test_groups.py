@@ -1,6 +1,9 @@
 """Parameter groups: each model's scope against a list written by hand, and the errors."""
 
 import copy
+import functools
+import itertools
+import logging
 import re
 from typing import Any
 
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from sagelr import groups as groups_module
 from sagelr.groups import locate, param_groups
 
 COUNTS = {"num_hidden_layers": 2, "num_attention_heads": 2}
@@ -721,3 +725,122 @@ def test_what_its_class_tells_is_told_when_it_is_wrapped(wrap):
     plain, wrapped = (locate(make(first)) for first in (lambda module: module, wrap))
     assert list(plain.values()) == list(wrapped.values())
     assert {place.kind for place in plain.values()} == {"attention", "feed-forward"}
+
+
+class FeedFoward(nn.Module):
+    """Misspelt as in code that is much copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def widths(*sizes: int) -> nn.Sequential:
+    pairs = itertools.pairwise(sizes)
+    return nn.Sequential(*[each for pair in pairs for each in (nn.Linear(*pair), nn.ReLU())])
+
+
+def layered(**parts: nn.Module) -> nn.Module:
+    """A model of two layers of these parts, and a head."""
+    layers = [nn.ModuleDict(copy.deepcopy(parts)) for _ in range(2)]
+    return nn.ModuleDict({"layers": nn.ModuleList(layers), "lm_head": nn.Linear(4, 9)})
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *[(name, widths(4, 8, 4)) for name in ("ffwd", "feedfoward", "feed_foward", "feedforward")],
+        ("x", FeedFoward()),
+        *[(name, widths(4, 8, 4)) for name in ("linear", "linear_net")],
+        ("linear", torch.compile(widths(4, 8, 4))),
+    ],
+)
+def test_feed_forward_as_tutorials_name_it(name, part):
+    model = layered(sa=CausalSelfAttention(), **{name: part})
+    places = locate(model)
+    inside = {n for n in places if n.startswith(("layers.0.", "layers.1."))}
+    assert names(param_groups(model), sage=True) == inside
+    assert {places[n] for n in inside if f".{name}." in n} == {
+        (f"layers.{i}.{name}", i, "feed-forward") for i in range(2)
+    }
+
+
+@pytest.mark.parametrize("part", [nn.Linear(4, 4), widths(4, 4), widths(4, 8, 2)])
+def test_linear_beside_attention_that_is_no_feed_forward_network(part):
+    """One map, or a sequence that ends in another width, as a head's does."""
+    places = locate(layered(sa=CausalSelfAttention(), linear=part))
+    assert {place.kind for n, place in places.items() if ".linear." in n} == {"other"}
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog) -> pytest.LogCaptureFixture:
+    """What is said, as in a process that has said nothing yet."""
+    again = functools.cache(groups_module._say_once.__wrapped__)
+    monkeypatch.setattr(groups_module, "_say_once", again)
+    caplog.set_level(logging.WARNING, "sagelr")
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing", "first", "pattern"),
+    [
+        (
+            {"sa": CausalSelfAttention(), "net": widths(4, 8, 4)},
+            "feed-forward",
+            "layers.0.net.0.weight, layers.0.net.2.weight, layers.1.net.0.weight, … (4 in all)",
+            r"layers\.\d+\.(sa|net)\b",
+        ),
+        (
+            {"qkv": nn.Linear(4, 12), "mlp": widths(4, 8, 4)},
+            "attention",
+            "layers.0.qkv.weight, layers.1.qkv.weight. ",
+            r"layers\.\d+\.(mlp|qkv)\b",
+        ),
+        (
+            {"0": CausalSelfAttention(), "1": nn.ModuleDict({"net": widths(4, 8, 4)})},
+            "feed-forward",
+            "layers.0.1.net.0.weight",
+            r"layers\.\d+\.\d+\.(to_qkv|net)\b",
+        ),
+    ],
+)
+def test_one_kind_alone_beside_other_matrices_is_said_once(
+    parts, missing, first, pattern, warnings
+):
+    model = layered(**parts)
+    for _ in range(2):
+        param_groups(model)
+    [record] = warnings.records
+    message = record.getMessage()
+    for part in (f"class tells as {missing}", first, f'sage=[r"{pattern}"]'):
+        assert part in message
+    assert "lm_head" not in message
+    matrices = {n for n, p in model.named_parameters() if n.startswith("layers") and p.ndim > 1}
+    assert names(param_groups(model, sage=[pattern]), sage=True) >= matrices
+    for scope in ("attention" if missing == "feed-forward" else "ffn", "all"):
+        param_groups(model, sage=scope)
+    assert len(warnings.records) == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"attn": CausalSelfAttention(), "norm": nn.LayerNorm((2, 4))},
+        {"mlp_tokens": widths(4, 8, 4), "mlp_channels": widths(4, 8, 4)},
+        {"attn": CausalSelfAttention(), "mlp": widths(4, 8, 4), "adapter": nn.Linear(4, 4)},
+        {"moe": nn.ModuleDict({"experts": widths(4, 8, 4), "router": nn.Linear(4, 2)})},
+    ],
+    ids=["attention alone", "mixer", "both kinds", "router"],
+)
+def test_nothing_is_said_where_no_half_is_left_out(parts, warnings):
+    param_groups(layered(**parts))
+    assert not warnings.records
+
+
+def test_nothing_is_said_of_what_is_frozen_or_outside_the_layers(warnings):
+    model = layered(attn=CausalSelfAttention(), net=widths(4, 8, 4))
+    for name, param in model.named_parameters():
+        param.requires_grad_(".net." not in name)
+    model.add_module("neck", nn.Sequential(nn.Linear(4, 4)))
+    param_groups(model)
+    assert not warnings.records

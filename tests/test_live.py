@@ -277,6 +277,21 @@ def test_steps_that_are_taken_once_more_are_written_once(tmp_path):
     assert len(path.read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize("cut", [1, 60])  # of its end alone, or in the middle of a row
+def test_a_line_that_was_cut_short_spoils_none_after_it(tmp_path, cut):
+    """A training that was killed before its first checkpoint begins again at step 0."""
+    model = Small()
+    optimizer = make(model)
+    path = tmp_path / "probe.jsonl"
+    with SageProbe(model, optimizer, every=2, file=path):
+        steps(model, optimizer, 4)
+    path.write_text(path.read_text()[:-cut])
+    with SageProbe(model, optimizer, every=2, file=path, append=True):
+        steps(model, optimizer, 2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2] * 4 + [4] * (4 if cut == 1 else 3) + [2] * 4
+
+
 def test_a_parquet_file_has_the_same_rows(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     model = Small()

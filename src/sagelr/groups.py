@@ -8,20 +8,22 @@ the names of the modules, their classes and their neighbours.
 
 from __future__ import annotations
 
-import difflib
-import itertools
+import functools
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from sagelr.selection import Names, Selector, listing, matching, select
+
+logger = logging.getLogger("sagelr")
+
 __all__ = ["Place", "locate", "param_groups"]
 
 Kind = Literal["attention", "feed-forward", "embedding", "norm", "head", "other"]
-Selector = str | Sequence[str] | Callable[[str, Tensor], bool]
-_Names = Mapping[Tensor, Sequence[str]]  # each parameter (it hashes by identity), all its names
 
 
 class Place(NamedTuple):
@@ -37,8 +39,6 @@ SCOPES: Mapping[str, frozenset[Kind]] = {
     "attention": frozenset({"attention"}),
     "ffn": frozenset({"feed-forward"}),
 }
-PATTERNS = "Allowed: a regular expression, a list of them, or a callable (name, parameter) -> bool."
-ALLOWED = f'{PATTERNS[:-1]}; "attention+ffn" (the default), "attention", "ffn", "all" or "none".'
 
 
 # What tells a kind, first come first served: a component of the dotted name, or a module's class.
@@ -52,13 +52,16 @@ MARKS: Mapping[Kind, tuple[str, str]] = {
     ),
     "attention": (r"atten|attn|(^|_)(mha|mhsa|msa)(_|$)", r"^(?!.*layer).*(attention|attn)\d*$"),
     "feed-forward": (
-        r"(^|_)(mlp|ffn?|feed_?forward|dense(relu|act|gatedact)dense|moe|expert|intermediate)s?"
-        r"(_|\d|$)",
-        r"(mlp|ffn|feed_?forward|glu|experts)\d*$",
+        # The r of "forward" is missing in code that is much copied.
+        r"(^|_)(mlp|ff(n|wd)?|feed_?for?ward|dense(relu|act|gatedact)dense|moe|expert|intermediate)"
+        r"s?(_|\d|$)",
+        r"(mlp|ffn|ffwd|feed_?for?ward|glu|experts)\d*$",
     ),
 }
 # Halves of a feed-forward network that lie loose in their layer, beside its attention.
 HALF = re.compile(r"(?i)(fc|lin|linear|w)_?[1-3]|fc_(in|out)|wi(_[01])?|wo|output")
+# The whole of one beside attention, if it is a sequence that gives back the width it takes.
+SEQUENCE = re.compile(r"(?i)linear(_net)?")
 ROUTER = re.compile(r"(?i)router|shared_experts?_gate")
 HEAD = re.compile(
     r"(?i)(^|_)(heads?|classifiers?|cls|pool(er|ing)?|predictions?|logits|summary)(_|$)"
@@ -66,7 +69,6 @@ HEAD = re.compile(
 )
 NUMBER = re.compile(r"(?i)(?:.*(?:layer|block)_?)?(\d+)")
 BLOCK = re.compile(r"(?i)h|(res)?blocks?")
-COUNT = re.compile(r"(?<![^.])\d+(?![^.])")  # a component that is a number
 BIAS = re.compile(r"(?i)(^|[._])bias(es)?([._]|$)")
 # Factors of what a layer gives, named after it: bare ones that begin or end so, and modules.
 FACTOR = re.compile(r"(?i)^(gate|alpha)_|_(gate|scale)$")
@@ -101,9 +103,10 @@ def param_groups(
             it apart from the gradient. SageAdamax and SageSGD add it to the gradient, as torch's
             do, unless given decay="scaled" or "decoupled"; for Adamax 0.01 is much there.
         sage: "attention+ffn", the authors' scope, without the norms, relative-position tables and
-            mixture-of-experts routers inside it; "attention" or "ffn", half of it; "all"; "none";
-            a regular expression, searched for (`re.search`) in each parameter's name; a list of
-            them, any of which may match; or a callable (name, parameter) -> bool.
+            mixture-of-experts routers inside it (where a model's layers show one of the two alone,
+            beside other matrices, a warning names these); "attention" or "ffn", half of it; "all";
+            "none"; a regular expression, searched for (`re.search`) in each parameter's name; a
+            list of them, any of which may match; or a callable (name, parameter) -> bool.
         no_decay: more parameters without decay: a regular expression, a list of them or a
             callable. None adds nothing.
 
@@ -142,7 +145,7 @@ def param_groups(
             "with requires_grad=True). Unfreeze some, or add adapters, before making groups."
         )
     scope = _scope(model, trainable, sage)
-    spared = set() if no_decay is None else _select(trainable, no_decay, "no_decay")
+    spared = set() if no_decay is None else select(trainable, no_decay, "no_decay")
     modules = dict(model.named_modules(remove_duplicate=False))
     groups: dict[tuple[bool, float], list[tuple[str, Tensor]]] = {
         (scaled, decay): [] for scaled in (True, False) for decay in (float(weight_decay), 0.0)
@@ -217,6 +220,17 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module if inner is None else _unwrapped(inner)
 
 
+def unwrapped_name(name: str) -> str:
+    """The name of a parameter or module without what wrappers add: as it is in `Place.layer`."""
+    full = name.split(".")
+    return ".".join(full[i] for i in _own(full))
+
+
+def _own(parts: list[str]) -> list[int]:
+    """Which components of a name are no wrapper's."""
+    return [i for i, part in enumerate(parts) if part not in WRAPPERS and (i or part != "module")]
+
+
 def _kind_of(component: str, module: nn.Module | None) -> Kind | None:
     """What a component of a name, or the class of its module, says of it."""
     for kind, (name_mark, class_mark) in MARKS.items():
@@ -229,7 +243,7 @@ def _kind_of(component: str, module: nn.Module | None) -> Kind | None:
 def _locate(name: str, structure: _Structure) -> Place:
     """Read a name from its end: the innermost component that says something decides."""
     full = name.split(".")
-    kept = [i for i, part in enumerate(full) if part not in WRAPPERS and (i or part != "module")]
+    kept = _own(full)
     parts = [full[i] for i in kept]
     paths = [".".join(full[: i + 1]) for i in kept]  # the names of their modules
     kinds = _kinds(parts, paths, structure)
@@ -260,6 +274,9 @@ def _kinds(parts: list[str], paths: list[str], structure: _Structure) -> list[Ki
             else:
                 loose = parent in structure.beside
             kind = "feed-forward" if loose else None
+        elif kind is None and SEQUENCE.fullmatch(part):
+            loose = parent in structure.beside and _keeps_width(modules.get(path))
+            kind = "feed-forward" if loose else None
         elif kind is None and HALVES.search(part) and "output" in part:
             other = f"{parent}.{part.replace('output', 'intermediate')}".lstrip(".")
             kind = "feed-forward" if other in modules else None
@@ -272,6 +289,14 @@ def _kinds(parts: list[str], paths: list[str], structure: _Structure) -> list[Ki
             kind = "other"
         kinds.append(kind)
     return kinds
+
+
+def _keeps_width(module: nn.Module | None) -> bool:
+    """Whether this is a sequence of linear maps as wide at its end as at its beginning."""
+    if not isinstance(module, nn.Sequential):
+        return False
+    maps = [each for each in module.modules() if isinstance(each, nn.Linear)]
+    return len(maps) > 1 and maps[0].in_features == maps[-1].out_features
 
 
 def _counts(parts: list[str], paths: list[str], at: int, kind: Kind, structure: _Structure) -> bool:
@@ -330,84 +355,79 @@ def _is_offset(name: str, modules: Mapping[str, nn.Module]) -> bool:
     return _kind_of(owner.rpartition(".")[2], modules[owner]) == "norm"
 
 
-def _scope(model: nn.Module, trainable: _Names, sage: Selector) -> set[Tensor]:
+def _scope(model: nn.Module, trainable: Names, sage: Selector) -> set[Tensor]:
     """The parameters that get SAGE."""
     if sage == "all" or sage == "none":
         return set(trainable if sage == "all" else ())
     if not (isinstance(sage, str) and sage in SCOPES):
-        return _select(trainable, sage, "sage")
+        return select(trainable, sage, "sage")
     places, kinds = locate(model), SCOPES[sage]
-    found = _matching(trainable, lambda name, _: places[name].kind in kinds)
+    found = matching(trainable, lambda name, _: places[name].kind in kinds)
     if found:
+        if sage == "attention+ffn":
+            _warn_of_one_kind(model, trainable, places)
         return found
     frozen = sum(place.kind in kinds for place in places.values())
     raise ValueError(
         f"sage={sage!r} found no trainable {' or '.join(sorted(kinds))} parameter in "
         f"{type(model).__name__}{f' ({frozen} such are frozen)' if frozen else ''}. It looks for "
         "them in numbered layers, by the names of the modules (self_attn, attention, mlp, ffn, "
-        f"fc1, …) and their classes. {_listing(trainable)} Give a regular expression or a callable "
+        f"fc1, …) and their classes. {listing(trainable)} Give a regular expression or a callable "
         'that selects them, or sage="all", or sage="none".'
     )
 
 
-def _select(trainable: _Names, selector: Selector, option: str) -> set[Tensor]:
-    """The parameters that regular expressions or a callable select."""
-    allowed = ALLOWED if option == "sage" else PATTERNS
-    if callable(selector):
-        if found := _matching(trainable, selector):
-            return found
-        raise ValueError(
-            f"The callable given as {option} selected none of {len(trainable)} trainable "
-            f"parameters. {_listing(trainable)} It must return True for some. {allowed}"
+def _warn_of_one_kind(model: nn.Module, trainable: Names, places: Mapping[str, Place]) -> None:
+    """Say it where layers hold attention or feed-forward alone, beside matrices of no kind."""
+    both = SCOPES["attention+ffn"]
+    inside = {name: place for name, place in places.items() if place.kind in both}
+    if len(kinds := {place.kind for place in inside.values()}) != 1:
+        return
+    [found], [missing] = kinds, both - kinds
+    layers = {place.layer for place in inside.values()}
+    blocks = {block for layer in layers for block in _blocks(layer)}
+
+    def is_left(name: str) -> bool:
+        own = unwrapped_name(name)  # routers and gates are in a layer, and are left on purpose
+        within = any(own.startswith(f"{layer}.") for layer in layers)
+        offset = BIAS.search(own) or SCALES.search(own)
+        return not (within or offset or blocks.isdisjoint(_blocks(own)))
+
+    matrices = [names[0] for param, names in trainable.items() if param.ndim > 1]
+    left = [name for name in matrices if places[name].kind == "other" and is_left(name)]
+    if left:
+        rest = f", … ({len(left)} in all)" if len(left) > 3 else ""
+        _say_once(
+            f'sage="attention+ffn" found {found} in the layers of {type(model).__name__}, and '
+            f"nothing that its name or class tells as {missing}. Without SAGE are "
+            f"{', '.join(left[:3])}{rest}. If it should be on these too, name all it should be "
+            f"on: sage=[{', '.join(_patterns([*inside, *left], blocks))}]."
         )
-    patterns = [selector] if isinstance(selector, str) else selector
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise TypeError(f"{option}={selector!r} of type {type(selector).__name__}. {allowed}")
-    if not patterns:
-        raise ValueError(f"{option}={selector!r} holds no pattern. {allowed}")
-    selected: set[Tensor] = set()
-    for pattern in patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{option}={pattern!r} is not a valid regular expression: {error}. Put a "
-                f"backslash before a character that stands for itself. {allowed}"
-            ) from error
-        found = _matching(trainable, lambda name, _, search=expression.search: search(name))
-        if not found:
-            raise ValueError(
-                f"{option}={pattern!r} matches none of {len(trainable)} trainable parameters. "
-                f"{_near_misses(pattern, trainable)} {allowed}"
-            )
-        selected |= found
-    return selected
 
 
-def _matching(trainable: _Names, accept: Callable[[str, Tensor], Any]) -> set[Tensor]:
-    return {p for p, names in trainable.items() if any(accept(name, p) for name in names)}
+@functools.cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
-def _near_misses(pattern: str, trainable: _Names) -> str:
-    """A sentence with the names, and parts of names, that look most like a pattern."""
-    text = re.sub(r"\\d[+*]?", "0", pattern)
-    text = re.sub(r"\\[A-Za-z]|[\\^$*+?{}\[\]()|]", "", text).strip(".").lower()
-    candidates: dict[str, str] = {}  # one of those that differ in their numbers alone
-    for parts in (name.split(".") for names in trainable.values() for name in names):
-        for start, end in itertools.combinations(range(len(parts) + 1), 2):
-            if not (parts[start].isdigit() or parts[end - 1].isdigit()):
-                piece = ".".join(parts[start:end])
-                candidates.setdefault(COUNT.sub("0", piece.lower()), piece)
-    close = difflib.get_close_matches(COUNT.sub("0", text), candidates, n=8, cutoff=0.6)
-    if not close:
-        return _listing(trainable)
-    return f"Near misses: {', '.join(candidates[each] for each in close)}."
+def _blocks(name: str) -> set[str]:
+    """The numbered modules that something is in, and the lists that these are in."""
+    parts = name.split(".")
+    ends = [i for i, part in enumerate(parts[:-1]) if NUMBER.fullmatch(part)]
+    return {".".join(parts[:end]) for i in ends for end in (i, i + 1)} - {""}
 
 
-def _listing(trainable: _Names) -> str:
-    first = [names[0] for names in trainable.values()]
-    rest = f", … ({len(first)} in all)" if len(first) > 8 else ""
-    return f"Its trainable parameters: {', '.join(first[:8])}{rest}."
+def _patterns(names: Sequence[str], blocks: set[str]) -> list[str]:
+    """Patterns, as Python has them, of the parts of their blocks that parameters are in."""
+    found: dict[str, dict[str, None]] = {}
+    for parts in (unwrapped_name(name).split(".") for name in names):
+        ends = [end for end in range(len(parts)) if ".".join(parts[:end]) in blocks]
+        if ends:
+            end = ends[-1]
+            end += parts[end].isdigit() and end + 1 < len(parts)  # a layer may be a list itself
+            block = [r"\d+" if part.isdigit() else re.escape(part) for part in parts[:end]]
+            found.setdefault(r"\.".join(block), {})[re.escape(parts[end])] = None
+    return [f'r"{block}\\.({"|".join(parts)})\\b"' for block, parts in found.items()]
 
 
 def _check(model: nn.Module, weight_decay: float) -> None:

@@ -50,8 +50,9 @@ class SageProbe:
         optimizer: a SageAdamW, SageAdamax or SageSGD, or a `Sage`, over its parameters.
         every: steps from one look to the next, ≥ 1.
         file: to write rows to, `.jsonl` or `.parquet` (which needs pyarrow).
-        append: go on with a .jsonl file that is there, as for a training that is resumed; rows of
-            steps after `step` go, for these are taken once more.
+        append: go on with a .jsonl file that is there, as for a training that is resumed. A last
+            line that was cut short goes, and rows of steps after `step`, for these are taken once
+            more; from step 0 all rows stay.
         writer: a SummaryWriter or alike, for scalars and histograms.
         log: called with scalars by name, such as `wandb.log` or `Trainer.log`.
         elements: parameters looked at, about.
@@ -250,28 +251,30 @@ def _open(path: Path, append: bool, step: int) -> _Lines | _Table:
             + (", or append=True to go on with it." if path.suffix == ".jsonl" else ".")
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    if append and step and path.exists():
+    if append and path.exists():
         _forget_after(path, step)
     return _Lines(path) if path.suffix == ".jsonl" else _Table(path)
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Leave out what a training wrote that had come further than the checkpoint it resumes from."""
-    with path.open(encoding="utf-8", newline="\n") as file:
+    """Leave out what a training wrote that had come further than the checkpoint it resumes from.
+
+    What is left ends with a whole line. From step 0 that is all: rows may be of another training.
+    """
+    with path.open("rb") as file:
         lines = file.readlines()
-    kept = [
-        line
-        for number, line in enumerate(lines, 1)
-        if not _is_after(line, step, last=number == len(lines))
-    ]
+    kept = [line for line in lines if not _is_after(line, step)]
+    if kept and not kept[-1].endswith(b"\n"):
+        kept[-1] += b"\n"
     if kept != lines:
         beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(kept), encoding="utf-8")
+        beside.write_bytes(b"".join(kept))
         beside.replace(path)
 
 
-def _is_after(line: str, step: int, last: bool) -> bool:
+def _is_after(line: bytes, step: int) -> bool:
     try:
-        return json.loads(line)["step"] > step
+        found = json.loads(line)["step"]
+        return 0 < step < found
     except (ValueError, KeyError, TypeError):
-        return last and not line.endswith("\n")  # cut short when the training was killed
+        return not line.endswith(b"\n")  # cut short when the training was killed

@@ -18,6 +18,7 @@ from sagelr.audit.subjects import Subject, find, labels, load
 from sagelr.commands import app
 from sagelr.commands.audit import _tell
 from sagelr.errors import SagelrError, UsageError
+from sagelr.view import MultiplierRow
 
 from .conftest import SMALL
 
@@ -256,16 +257,23 @@ def test_curves_are_told_beside_those_of_their_kind(capsys, monkeypatch, run, tm
 def test_the_file_of_a_live_probe_comes_along(run, tmp_path):
     with_probe = tmp_path / "run"
     shutil.copytree(run, with_probe)
-    (with_probe / "probe.jsonl").write_text(
-        '{"step": 2, "layer": "a"}\n{"step": 4, "layer": "a"}\n'
-    )
-    assert find(str(with_probe), None, {}).live() == [
-        {"step": 2, "layer": "a"},
-        {"step": 4, "layer": "a"},
-    ]
-    (with_probe / "probe.jsonl").write_text("step,layer\n")
-    with pytest.raises(SagelrError, match="is not what SageProbe writes"):
-        find(str(with_probe), None, {}).live()
+    rows = [dict.fromkeys(MultiplierRow.__annotations__, 0) | {"step": step} for step in (2, 4)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    for text in (lines, lines.rstrip(), lines + '{"step": 6, "lay'):  # killed as it was written
+        (with_probe / "probe.jsonl").write_text(text)
+        assert find(str(with_probe), None, {}).live() == rows
+
+
+@pytest.mark.parametrize("text", ["step,layer\n", '{"step": 2}\n', "[" * 100_000 + "\n"])
+def test_what_no_probe_wrote_is_refused_before_anything_is_measured(
+    run, tmp_path, monkeypatch, text
+):
+    with_probe = shutil.copytree(run, tmp_path / "run")
+    (with_probe / "probe.jsonl").write_text(text)
+    monkeypatch.setattr("sagelr.audit.whole.measured", None)
+    with pytest.raises(SagelrError, match=r"is not what SageProbe writes: line 1: .*Move it"):
+        invoke(with_probe, "--out", tmp_path / "audit", *QUICK)
+    assert not (tmp_path / "audit").exists()
 
 
 def test_nothing_is_overwritten(run, tmp_path):
@@ -382,6 +390,10 @@ def test_models_that_do_not_fit_are_told_so(run, tmp_path, task):
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(SagelrError, match=f"do not fit ViTForImageClassification: .*{message}"):
             load(find(str(folder), None, {}), task)
+    config = json.loads((run / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(SagelrError, match=r"do not fit ViTForImageClassification: .*hidden_size"):
+        load(find(str(folder), None, {}), task)
     other = tmp_path / "optimizer"
     shutil.copytree(run, other)
     torch.save({"state": {}, "param_groups": []}, other / "optimizer.pt")

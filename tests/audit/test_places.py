@@ -1,6 +1,9 @@
 """Roles, heads and neurons, in the architectures people train."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from sagelr.audit import Measured
-from sagelr.audit.places import dissect
+from sagelr.audit.places import Part, dissect
 from sagelr.audit.pruning import Pruner
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -35,6 +38,35 @@ class Blocks(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor]:
         return (self.encoder(inputs),)
+
+
+class HeadByHead(nn.Module):
+    """Attention as the UvA's course has it: one head's query, key and value, then the next's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv_proj, self.o_proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        heads = self.qkv_proj(inputs).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query, key, value = heads.chunk(3, dim=-1)
+        found = (query @ key.mT / 2).softmax(-1) @ value
+        return self.o_proj(found.transpose(1, 2).flatten(2))
+
+
+class Written(nn.Module):
+    """Layers that somebody wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mlp = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+        self.layers = nn.ModuleList([nn.ModuleDict({"self_attn": HeadByHead(), "mlp": mlp})])
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor]:
+        (layer,) = self.layers
+        inputs = inputs + layer["self_attn"](inputs)
+        return (inputs + layer["mlp"](inputs),)
 
 
 # Model, an input, the output projection of its first attention layer, roles that are told apart.
@@ -80,6 +112,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], str, set[str
         "gpt_neox.layers.0.attention.dense",
         {"output"},
     ),
+    "codegen": (  # query, value and key, for each of four devices
+        lambda: hf.CodeGenForCausalLM(
+            hf.CodeGenConfig(
+                n_embd=16, n_layer=1, n_head=4, n_inner=24, rotary_dim=4, vocab_size=40, **TOKENS
+            )
+        ),
+        IDS,
+        "transformer.h.0.attn.out_proj",
+        {"output"},
+    ),
     "phi3": (  # query, key and value in one; so are gate and value
         lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**SIZE, num_key_value_heads=2, **TOKENS)),
         IDS,
@@ -119,6 +161,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], str, set[str
         {"inputs": torch.linspace(-1, 1, 64).view(1, 4, 16)},
         "encoder.layers.0.self_attn.out_proj",
         ALL,
+    ),
+    "written": (  # of whose query, key and value the order is not known
+        Written,
+        {"inputs": torch.linspace(-1, 1, 64).view(1, 4, 16)},
+        "layers.0.self_attn.o_proj",
+        {"output"},
     ),
 }
 
@@ -186,6 +234,40 @@ def test_pruning_a_head_takes_what_it_says_from_the_model_and_no_more(case):
 def _tensors(output: Any) -> list[Tensor]:
     values = output.values() if hasattr(output, "values") else output
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def big_code() -> nn.Module:
+    options = {"n_embd": 16, "n_layer": 1, "n_head": 4, "vocab_size": 40, "multi_query": False}
+    return hf.GPTBigCodeModel(hf.GPTBigCodeConfig(**options, **TOKENS))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.parametrize(
+    "make", [Blocks, big_code, lambda: hf.DebertaModel(hf.DebertaConfig(**SIZE))]
+)
+def test_a_wrapped_model_is_taken_apart_as_it_is_without(make, wrap):
+    model = make()
+    plain, wrapped = dissect(model), dissect(wrap(model))
+    assert any(units.kind == "heads" for units in plain.units)
+    assert wrapped.notes == plain.notes
+
+    def own(parts: Iterable[Part]) -> list[Part]:
+        """As the parameters are called without the wrapper."""
+        stem = re.compile(r"^(_orig_mod|module)\.")
+        return [replace(part, parameter=stem.sub("", part.parameter)) for part in parts]
+
+    assert {kind: own(parts) for kind, parts in wrapped.kinds.items()} == plain.kinds
+    found = [replace(units, parts=tuple(own(units.parts))) for units in wrapped.units]
+    assert found == plain.units
+
+
+def test_head_size_of_the_config_is_found_in_a_wrapper():
+    """As of a model whose attention says nothing of its heads itself."""
+    model = Written()
+    del model.layers[0]["self_attn"].num_heads
+    model.config = SimpleNamespace(num_attention_heads=4)
+    for given in (model, nn.DataParallel(model)):
+        assert [units.count for units in dissect(given).units] == [4, 24]
 
 
 def test_a_bottleneck_is_no_gate():

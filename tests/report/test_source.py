@@ -38,6 +38,8 @@ def test_a_folder_gives_whatever_it_holds(study, audit, tmp_path):
         ('{"runs": [], "schema": 7, "sagelr": "9.1"}', r"has schema 7; .* reads schema 1.*9\.1"),
         ('{"runs": [], "schema": 1}', "is not whole: sagelr is missing"),
         ('{"kind": "audit", "schema": 1}', "is not whole: sagelr is missing"),
+        ("[" * 100_000 + "]" * 100_000, r"cannot be read \(maximum recursion depth"),
+        (f'{{"runs": {"9" * 5000}}}', r"cannot be read \(Exceeds the limit"),
     ],
 )
 def test_other_files_are_refused_with_a_reason(tmp_path, text, told):
@@ -129,6 +131,10 @@ def test_a_probe_that_is_still_writing_can_be_read(tmp_path):
     path.write_text("")
     with pytest.raises(UsageError, match="has not looked yet"):
         read(path)
+    for text in ("[" * 100_000 + "]" * 100_000, "9" * 5000):
+        path.write_text(whole + text)
+        with pytest.raises(UsageError, match="line 2: cannot be read"):
+            read(path)
 
 
 def test_both_files_of_a_probe_read_alike(tmp_path):

@@ -252,6 +252,22 @@ def test_a_database_that_is_not_there(server):
         Storage(server_url(server.url(database="nope")), "x")
 
 
+def test_a_database_without_an_encoding(server):
+    """As a cluster of the C locale makes them."""
+    with _connected(server) as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(
+            sa.text("create database plain encoding 'SQL_ASCII' locale 'C' template template0")
+        )
+    with contextlib.closing(Storage(server_url(server.url(database="plain")), "café")) as storage:
+        storage.record("a", {"b": "β"})
+        queue = Queue(storage, "tune")
+        queue.enqueue(RUNS[:1])
+        assert queue.claim() == RUNS[0]
+    with contextlib.closing(Storage(server_url(server.url(database="plain")), "café")) as storage:
+        storage.look()
+        assert storage.records == {"a": {"b": "β"}}
+
+
 def test_a_driver_that_is_not_there(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(SagelrError, match=r"needs psycopg.*pip install 'sagelr\[postgres\]'"):

@@ -237,6 +237,12 @@ def test_urls_that_are_none(text, message):
         server_url(text)
 
 
+def test_a_name_that_does_not_fit_its_column_is_refused():
+    url = server_url("postgresql://me@127.0.0.1:1/db")
+    with pytest.raises(UsageError, match=r"'nnn.* has 201 characters.*at most 200 with --study"):
+        Storage(url, "n" * 201)
+
+
 @pytest.mark.parametrize(
     ("text", "want"),
     [

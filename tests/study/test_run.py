@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -557,6 +558,16 @@ def test_a_folder_serves_one_process_at_a_time(recipe, pretend, tmp_path):
 
     with locked(tmp_path), pytest.raises(SagelrError, match="Another sagelr is at work in"):
         pretend(recipe(), tmp_path)
+
+
+def test_a_file_system_without_locks(recipe, pretend, tmp_path, monkeypatch):
+    def flock(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(SagelrError, match=r"without locks .*--out a folder .*--storage"):
+        pretend(recipe(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_versions_are_noted(recipe, pretend, tmp_path, monkeypatch):

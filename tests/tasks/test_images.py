@@ -89,6 +89,44 @@ def test_a_tar_holds_the_same(name: str, mode: str, digit_images: Path, tmp_path
     assert task.describe()["loader"] == f"local tar: {tmp_path / name}"
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_hard_links_in_a_tar_are_files(mode: str, digit_images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(digit_images / "train", tmp_path / "digits"))
+    for path in sorted((folder / "zero").iterdir())[:5]:
+        os.link(path, path.with_name(f"again-{path.name}"))
+    tar = sources.Tar(pack(folder, tmp_path / "a.tar", mode))
+    loose = sources.Folder(folder)
+    found, wanted = (
+        {entry.name.split(", ")[1].removeprefix("digits/"): file for entry, file in pairs}
+        for pairs in (zip(each.entries, each.encoded(), strict=True) for each in (tar, loose))
+    )
+    assert found == wanted
+    with tarfile.open(tmp_path / "a.tar") as packed:
+        assert sum(member.islnk() for member in packed) == 5
+
+
+def test_a_folder_that_is_named_by_a_dot(
+    digit_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digit_images)
+    assert make(".").describe()["name"] == "digits"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_that_cannot_be_written_down(packed: bool, tmp_path: Path) -> None:
+    """A folder from a zip that was made where names are Latin-1."""
+    folder = tmp_path / "data"
+    picture(folder / "dog" / "1.png")
+    try:
+        (folder / "caf\udce9").mkdir()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    picture(folder / "caf\udce9" / "1.png")
+    data = pack(folder, tmp_path / "a.tar", "w") if packed else folder
+    with pytest.raises(UsageError, match=r"has a folder 'caf\?' whose name is not UTF-8.*Rename"):
+        make(data)
+
+
 def test_classes_alone_are_split(digit_images: Path) -> None:
     task = make(digit_images / "train", validation=20, test=40)
     assert task.describe()["rows"] == {"train": 120, "validation": 20, "test": 40}
@@ -156,6 +194,18 @@ def test_a_folder_that_lies_in_a_hidden_one(digit_images: Path, tmp_path: Path) 
     task = make(folder)
     assert task.describe()["classes"] == ["one", "two", "zero"]
     assert task.notices()[-1].endswith("not used: 1.")
+
+
+def test_files_that_do_not_end_like_an_image_are_told() -> None:
+    seen = ["x/a/1.jpg", "x/b/in/2.JFIF"]
+    others = ["x/a/1.heic", "x/b/2.HEIC", "x/b/in/3.cr2", "x/a/note", "x/a/.DS_Store", "x/read.me"]
+    _, entries, left_out = sources.arrange([*seen, *others, "x/raw/1.heic"], "here")
+    assert [entry.label for entry in entries] == ["a", "b"]
+    assert left_out[0].startswith("Folders of here without an image: x/raw. Endings")
+    assert left_out[1:] == [
+        "Files of here among its images that do not end like one, not used: 2 .heic, 1 .cr2, "
+        "1 without one."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -429,6 +479,44 @@ def test_a_checkpoints_own_colours(digit_images: Path, tiny_vit: Path, tmp_path:
     for channel, (mean, deviation) in enumerate(zip(*colours.values(), strict=True)):
         wanted = (row["pixel_values"][channel] / 255 - mean) / deviation
         torch.testing.assert_close(found[channel], wanted)
+
+
+@pytest.mark.parametrize(
+    ("colours", "mean", "deviation"),
+    [
+        ({"image_mean": 0.5, "image_std": [0.25]}, 0.5, 0.25),
+        ({"image_mean": [0, 0, 0], "image_std": 1}, 0.0, 1.0),
+        ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": None}, 0.0, 1.0),
+    ],
+)
+def test_colours_that_are_alike(
+    colours: dict[str, Any], mean: float, deviation: float, tiny_vit: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_vit, tmp_path / "vit"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
+    found = vit.look_up(str(folder))
+    assert (found.mean, found.deviation) == ((mean,) * 3, (deviation,) * 3)
+    assert found.processor
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image_mean": [0.5, 0.', "cannot be read. It looks like .* not a valid JSON file"),
+        ("[]", "cannot be read. It holds no names"),
+        ('{"image_mean": null, "image_std": 1}', "image_mean in .* is null. Write"),
+        ('{"image_std": 1}', "image_mean in .* is missing. Write"),
+        ('{"image_mean": [0.5, 0.5], "image_std": 1}', r"is \[0\.5, 0\.5\]. Write"),
+        ('{"image_mean": 0.5, "image_std": 0}', "image_std in .* is 0. Write .* numbers above 0"),
+        ('{"image_mean": "grey", "image_std": 1}', 'is "grey"'),
+    ],
+)
+def test_colours_that_are_none(text: str, message: str, tiny_vit: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_vit, tmp_path / "vit"))
+    (folder / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UsageError, match=message) as told:
+        vit.look_up(str(folder))
+    assert "preprocessor_config.json" in str(told.value)
 
 
 @pytest.mark.processes

@@ -1,6 +1,7 @@
 """Text classification: tokens, models, scores, predictions; it learns what can be learnt."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from transformers import (
 
 from sagelr.audit import scoring
 from sagelr.audit.subjects import find, load
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError
 from sagelr.tasks import family, hub
 from sagelr.tasks.language import metrics, vocabulary
 from sagelr.tasks.text import MINILM, TextClassification, TextModelOptions, TextOptions
@@ -725,6 +726,56 @@ def test_models_that_are_none(reviews_csv: Path, tmp_path: Path, tiny_bert: Path
         with pytest.raises(UsageError, match="no model for sequence classification loads from th"):
             make(reviews_csv, broken).model(0)
         weights.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"model": {"type": "New"}}, "no tokenizer loads .*newer transformers"),
+        ("config.json", {"hidden_size": "wide"}, "'hidden_size': .* expected int, got str"),
+        ("config.json", {"dtype": "float99"}, "no attribute 'float99'"),
+    ],
+)
+def test_files_of_a_model_that_its_libraries_refuse(
+    file: str,
+    change: dict[str, Any],
+    message: str,
+    reviews_csv: Path,
+    tmp_path: Path,
+    tiny_bert: Path,
+) -> None:
+    """In errors of their own classes."""
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    whole = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**whole, **change}))
+    with pytest.raises(UsageError, match=rf"model\.name = '{folder}': .*{message}"):
+        make(reviews_csv, folder).model(0)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), SagelrError("stop")]
+)
+def test_errors_that_no_model_is_to_blame_for(error: Exception, tiny_bert: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as told:
+        hub.load("model", str(tiny_bert), fail)
+    assert told.value is error
+
+
+def test_code_that_a_model_brings_is_not_run(
+    reviews_csv: Path, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder, ran = Path(shutil.copytree(tiny_bert, tmp_path / "model")), tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    with pytest.raises(UsageError, match=r"brings code of its own, which sagelr does not run\. Co"):
+        make(reviews_csv, folder).model(0)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", None])

@@ -99,6 +99,36 @@ def test_a_folder_that_is_not_empty(trained, tmp_path):
         sagelr("--out", file)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint-500/trainer_state.json", "weights-7/w", "optimizer.pt", "model.safetensors"],
+)
+def test_what_another_program_wrote_is_not_overwritten(tmp_path, name):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("theirs")
+    with pytest.raises(UsageError, match=r"run was not written by sagelr train, and .*Move that"):
+        sagelr("--out", tmp_path / "run", "--overwrite")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+def test_a_training_that_failed_early_is_overwritten(tmp_path, monkeypatch):
+    def full(*given, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "seal", full)
+    with pytest.raises(SagelrError, match=r"begin anew: sagelr .*--overwrite"):
+        sagelr("--out", tmp_path)
+    assert (tmp_path / "checkpoint-5").is_dir()
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="has no unlabelled data"):
+        sagelr("--out", tmp_path, "--overwrite", "--predict")
+    sagelr("--out", tmp_path, "--overwrite")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "run.json", "config.json", "model.safetensors"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["model", "model/weights-5"])
 def test_the_model_that_is_started_from_is_not_overwritten(tmp_path, name):
     (tmp_path / "data.csv").write_text(
@@ -284,3 +314,13 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
     assert (folder / LOCK).exists()
     sagelr("--out", folder)  # the file alone, as a killed training leaves it, is no content
     assert not (folder / LOCK).exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(SagelrError, match=r"run is on a file system without locks .*--out"):
+        sagelr("--out", tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
 """A training that was stopped and resumed is the training that was not."""
 
+import copy
 import itertools
 import re
 import shutil
+from fractions import Fraction
 
 import pytest
 import torch
@@ -185,6 +187,32 @@ def test_a_damaged_checkpoint_is_named(one, tmp_path, name):
         train(recipe, sage(), recorded(recipe), save=folder, resume=True)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [{"a": 1}, {**dict.fromkeys(checkpoint.SEALED), "identity": {"run": {}}}, Fraction(1)],
+)
+def test_a_seal_of_another_program_is_named(one, tmp_path, content):
+    folder = shutil.copytree(one, tmp_path / "copy")
+    file = folder / "checkpoint-3" / checkpoint.SEAL
+    torch.save(content, file)
+    told = rf"{re.escape(str(file))} is damaged or not sagelr's.*--overwrite"
+    with pytest.raises(SagelrError, match=told) as error:
+        train(small(), sage(), recorded(small()), save=folder, resume=True)
+    assert "weights_only" not in str(error.value)
+
+
+def test_what_recipes_did_not_have_then_is_no_difference(one):
+    now = checkpoint.read(one / "checkpoint-3")["identity"]
+    then = copy.deepcopy(now)
+    del then["recipe"]["train"]["compile"], then["run"]["arm.scope"]
+    for arm in then["recipe"]["arms"].values():
+        del arm["scope"]
+    checkpoint.check(one / "checkpoint-3", then, now)
+    now["recipe"]["train"]["compile"] = True
+    with pytest.raises(UsageError, match=r"train\.compile was False and is now True"):
+        checkpoint.check(one / "checkpoint-3", then, now)
+
+
 def test_what_early_stopping_watches_stays_the_same(tmp_path):
     """The best value so far is in the unit of the score that was watched."""
     recipe = small(train__early_stopping=2, study__select_by="accuracy")
@@ -224,6 +252,24 @@ def test_folders_of_the_users_are_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoint-notes.txt", *(path.name for path in kept)
     }  # fmt: skip
+
+
+def test_of_a_linked_checkpoint_the_link_alone_is_removed(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for each in (folder, elsewhere):
+        each.mkdir()
+    (elsewhere / "kept.txt").write_text("kept")
+    for remove in (
+        checkpoint.remove,
+        checkpoint.clear,
+        lambda folder: checkpoint.seal(folder / "checkpoint-3", {}),
+    ):
+        (folder / "checkpoint-3").mkdir()
+        (folder / "checkpoint-2").symlink_to(elsewhere)
+        remove(folder)
+        assert not (folder / "checkpoint-2").is_symlink()
+        shutil.rmtree(folder / "checkpoint-3", ignore_errors=True)
+    assert (elsewhere / "kept.txt").exists()
 
 
 def test_what_changes_nothing_may_change(one, tmp_path):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sagelr.groups import Place, locate
+from sagelr.groups import Place, locate, unwrapped_name
 
 # What a component of a parameter's name says of its role in attention, the innermost first.
 ROLES = {
@@ -23,6 +23,10 @@ ROLES = {
 }
 HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head")
 ADAPTER = re.compile(r"lora_|adapter")
+# Under these names, query, key and value lie one after the other in these libraries; elsewhere
+# some lay out one head after the other.
+QKV = re.compile(r"(?i)w?qkv(_proj)?")
+LIBRARIES = {"torch", "torchvision", "transformers", "timm"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Units:
 
     A unit is what feeds it (rows of query, key and value, or of the first half, with biases) and
     what reads it (columns of the output, or of the second half). With the latter at zero, nothing
-    of the unit reaches the model.
+    of the unit reaches the model; it is all that a head is where the order of query, key and value
+    in one matrix is not known.
 
     Attributes:
         kind: "heads" or "neurons".
@@ -159,7 +164,7 @@ def _leave_frozen(anatomy: Anatomy, measured: Container[str]) -> None:
 def _attention(
     model: nn.Module, anatomy: Anatomy, layer: str, depth: int | None, names: Sequence[str]
 ) -> None:
-    roles = {name: _role(name.removeprefix(layer)) for name in names}
+    roles = {name: _role(unwrapped_name(name).removeprefix(layer)) for name in names}
     if "fused" in roles.values() and (other := _fused_otherwise(model, layer)):
         roles = {name: other if role == "fused" else role for name, role in roles.items()}
     weights: dict[str, list[_Weight]] = {}
@@ -186,14 +191,28 @@ def _attention(
 
 def _fused_otherwise(model: nn.Module, layer: str) -> str | None:
     """The role of a fused matrix that is not query, key and value one after the other."""
-    for name, module in model.named_modules():
-        if name == layer or name.startswith(f"{layer}."):
-            kind = type(module).__name__
-            if kind.startswith("Disentangled") or getattr(module, "multi_query", None) is False:
-                return "by head"  # DeBERTa; GPTBigCode
-            if kind.startswith("CodeGen"):
-                return "in an order of its own"
+    for module in _within(model, layer):
+        kind = type(module).__name__
+        if kind.startswith("Disentangled") or getattr(module, "multi_query", None) is False:
+            return "by head"  # DeBERTa; GPTBigCode
+        own = any(map(QKV.fullmatch, [*module._modules, *module._parameters]))
+        if kind.startswith("CodeGen") or (own and not _of_a_library(module)):
+            return "in an order of its own"
     return None
+
+
+def _of_a_library(module: nn.Module) -> bool:
+    """Whether the module's class, or one that it is made from, is of a library that is known."""
+    classes = set(type(module).__mro__) - {nn.Module}
+    return any(each.__module__.partition(".")[0] in LIBRARIES for each in classes)
+
+
+def _within(model: nn.Module, layer: str) -> Iterator[nn.Module]:
+    """The modules of a layer, the outermost first, whatever wrappers stand around them."""
+    for name, module in model.named_modules():
+        own = unwrapped_name(name)
+        if own == layer or own.startswith(f"{layer}."):
+            yield module
 
 
 @dataclass(frozen=True)
@@ -230,6 +249,8 @@ def _heads(model: nn.Module, layer: str, weights: Mapping[str, list[_Weight]]) -
         if whole.rows != 3 * width:
             return None
         parts += whole.outputs(0, whole.rows)
+    elif "in an order of its own" in weights:
+        pass  # of a head, only what reads it is known
     elif {"query", "key", "value"} <= weights.keys():
         for role in ("query", "key", "value"):
             weight = weights[role][0]
@@ -241,16 +262,18 @@ def _heads(model: nn.Module, layer: str, weights: Mapping[str, list[_Weight]]) -
 
 def _head_size(model: nn.Module, layer: str, width: int) -> int | None:
     """Features of one head, as the attention module or the model's config says."""
-    for name, module in model.named_modules():
-        if name == layer or name.startswith(f"{layer}."):
-            for attribute in HEAD_SIZES:
-                if isinstance(size := getattr(module, attribute, None), int):
-                    return size
-            for attribute in ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads"):
-                if isinstance(count := getattr(module, attribute, None), int) and count > 0:
-                    return width // count
-    count = getattr(getattr(model, "config", None), "num_attention_heads", None)
-    return width // count if isinstance(count, int) and count > 0 else None
+    for module in _within(model, layer):
+        for attribute in HEAD_SIZES:
+            if isinstance(size := getattr(module, attribute, None), int):
+                return size
+        for attribute in ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads"):
+            if isinstance(count := getattr(module, attribute, None), int) and count > 0:
+                return width // count
+    for module in _within(model, ""):
+        count = getattr(getattr(module, "config", None), "num_attention_heads", None)
+        if isinstance(count, int) and count > 0:
+            return width // count
+    return None
 
 
 def _feed_forward(

@@ -94,12 +94,19 @@ class Subject:
         path = self.folder / LIVE if self.folder else None
         if path is None or not path.is_file():
             return None
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except ValueError as error:
-            raise SagelrError(
-                f"{path} is not what SageProbe writes: {error}. Move it away to audit without it."
-            ) from None
+        rows = []
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(_probed(line))
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break  # empty, or cut short when the training was killed
+                raise SagelrError(
+                    f"{path} is not what SageProbe writes: line {number}: {error}. Move it away to "
+                    "audit without it."
+                ) from None
+        return rows
 
     def checkpoints(self) -> list[Path]:
         """Folders of the checkpoints that were kept, in the order of their steps.
@@ -186,6 +193,13 @@ def labels(subjects: Sequence[Subject]) -> list[str]:
             break
         found = [f"{subject.label} ({getattr(subject, more)})" for subject in subjects]
     return found
+
+
+def _probed(line: bytes) -> MultiplierRow:
+    row = json.loads(line)
+    if not (isinstance(row, dict) and row.keys() >= MultiplierRow.__required_keys__):
+        raise ValueError("no row of a look")
+    return row  # pyright: ignore[reportReturnType]
 
 
 def _run(folder: Path, recipe: str | None, overrides: Mapping[str, Any]) -> Subject:
@@ -280,6 +294,7 @@ def _strictly(cls: type[PreTrainedModel], source: str, options: dict[str, Any]) 
                 source,
                 dtype=torch.float32,
                 output_loading_info=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # to hear which
                 **options,
             )
@@ -288,7 +303,9 @@ def _strictly(cls: type[PreTrainedModel], source: str, options: dict[str, Any]) 
             f"The weights in {source} are damaged: {' '.join(str(error).split())}. Bring the file "
             "back, or train the model anew."
         ) from error
-    except (RuntimeError, OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of many classes, from several libraries
         raise SagelrError(_misfit(source, cls, str(error))) from error
     model, info = loaded
     if reason := hub.misfit(info):

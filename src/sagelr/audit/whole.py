@@ -158,6 +158,7 @@ class _Inspection:
         self.batches = TrainingBatches(self.task, request.batch_size, request.examples)
         self.data = self.task.describe()
         self.subject.check_data(self.data)
+        self.live = self.subject.live()
         metric = self.subject.recipe.metric
         if self.task.given and metric not in self.task.given:
             raise UsageError(missing_score("metric", metric, self.task.given))
@@ -197,7 +198,7 @@ class _Inspection:
             "sensitivity": describe(model, found),
             "optimizer": seen,
             "trace": subject.trace,
-            "live": subject.live(),
+            "live": self.live,
             "pruning": pruning,
             "export": exported,
         }

@@ -122,6 +122,7 @@ def train(
         model = hub.folder_of(task.pretrained) if task.pretrained else None
         for each in (folder, *checkpoint.folders(folder)):
             check_apart(each, model)
+        _check_ours(folder)
     console.print(f"{chosen.label} at {name_of(setting)}, seed {seed}", markup=False)
     stop = _Stop()
 
@@ -216,6 +217,19 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
+def _check_ours(folder: Path) -> None:
+    """See that what --overwrite would remove is a training's of ours."""
+    from sagelr.training import checkpoint
+
+    # A training that ended early leaves the file of its lock.
+    if not (folder / LOCK).exists() and (found := checkpoint.foreign(folder)):
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise UsageError(
+            f"{folder} was not written by sagelr train, and {found[0].name}{more} would be gone. "
+            "Move that away, or give --out another folder."
+        )
+
+
 def _content(folder: Path) -> list[Path]:
     return [each for each in folder.iterdir() if each.name != LOCK]
 
@@ -225,18 +239,23 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold a folder that no other training may write into meanwhile.
 
     Raises:
-        SagelrError: another one does.
+        SagelrError: another one does, or it cannot be held.
     """
     from sagelr.study.storage import locked
+    from sagelr.training import checkpoint
 
     new, remedy = not folder.exists(), "Wait until it is done, stop it, or give --out another one."
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, LOCK, remedy):
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            if new and not _content(folder):  # it was refused
+    try:
+        with locked(folder, LOCK, remedy):
+            try:
+                yield
+            finally:
+                if not checkpoint.foreign(folder):  # else it tells whose the rest is
+                    (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        if new:  # it stays if there is anything in it
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
 

@@ -124,6 +124,8 @@ def _parse(path: Path) -> Document:
             f"{path} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}. If it "
             "was cut off, the command that wrote it can write it anew."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number too long, or too deep a nesting
+        raise UsageError(f"{path} cannot be read ({error}). {GIVE}") from None
     if not isinstance(document, dict):
         raise UsageError(f"{path} is JSON, but neither a {RESULTS} nor an {AUDIT}. {GIVE}")
     return document
@@ -166,6 +168,8 @@ def _lines(path: Path) -> list[Any]:
             if number == len(lines):
                 break  # still being written
             raise UsageError(f"{path} is not JSON in line {number}: {error.msg}.") from None
+        except (ValueError, RecursionError) as error:  # as in _parse
+            raise UsageError(f"{path}, line {number}: cannot be read ({error}). {GIVE}") from None
     return rows
 
 

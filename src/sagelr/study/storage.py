@@ -9,6 +9,7 @@ settings. (Optuna's attributes are none: the last writer wins, and a lost race p
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -27,10 +28,12 @@ ANOTHER = (
     "Wait until it is done, stop it, or give this one another folder with --out. Several at once "
     "need --storage."
 )
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+LONGEST_NAME = 200
 RECORDS = sa.Table(
     "sagelr_records",
     sa.MetaData(),
-    sa.Column("study", sa.String(200), primary_key=True),
+    sa.Column("study", sa.String(LONGEST_NAME), primary_key=True),
     sa.Column("name", sa.String(500), primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
@@ -51,13 +54,21 @@ def locked(folder: Path, name: str = LOCK, remedy: str = ANOTHER) -> Iterator[No
         remedy: what to say to who comes second.
 
     Raises:
-        SagelrError: another process holds it.
+        SagelrError: another process holds it, or its file system has no locks.
     """
     lock = filelock.FileLock(folder / name)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise SagelrError(f"Another sagelr is at work in {folder}. {remedy}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        (folder / name).unlink(missing_ok=True)
+        raise SagelrError(
+            f"{folder} is on a file system without locks ({error.strerror}). Give --out a folder "
+            "on a local disk; a study may also be kept on a server, with --storage."
+        ) from None
     try:
         yield
     finally:
@@ -107,17 +118,27 @@ class Storage:
         shared: whether other processes read and write it at the same time.
 
     Raises:
-        UsageError: the file holds something else.
+        UsageError: the file holds something else, or the name is too long.
         SagelrError: it cannot be opened.
     """
 
     def __init__(self, url: sa.URL, study: str | None = None) -> None:
+        if study is not None and len(study) > LONGEST_NAME:
+            raise UsageError(
+                f"The study's name {study[:20] + '…'!r} has {len(study)} characters. Give one of "
+                f"at most {LONGEST_NAME} with --study."
+            )
         self.study, self.shared = study or "", study is not None
         self.place = shown(url) if self.shared else str(url.database)
         self._records: dict[str, Any] = {}
         options: dict[str, Any] = {}
         if self.shared:
-            query = {"application_name": "sagelr", "connect_timeout": "10", **url.query}
+            query = {
+                "application_name": "sagelr",
+                "connect_timeout": "10",
+                "client_encoding": "utf8",  # in that of a server's C locale texts come as bytes
+                **url.query,
+            }
             url = url.set(drivername="postgresql+psycopg", query=query)
             # One connection for the lock and one for what is done under it.
             options = {"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}

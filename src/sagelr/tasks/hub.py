@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from safetensors import SafetensorError
 
-from sagelr.errors import UsageError
+from sagelr.errors import SagelrError, UsageError, is_no_room
 from sagelr.quiet import silence
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def folder_of(name: str) -> Path | None:
 
 
 def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
-    """Call a `from_pretrained`.
+    """Call a `from_pretrained`; code that a model brings along is never run.
 
     Args:
         what: it loads, for the message.
@@ -127,12 +127,23 @@ def load(what: str, name: str, loading: Callable[..., T], **options: Any) -> T:
         )
     try:
         with quiet():
-            return loading(name, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, *DAMAGE) as error:
+            return loading(name, trust_remote_code=False, **options)
+    except (SagelrError, MemoryError):
+        raise
+    except Exception as error:  # of many classes, from several libraries
+        if is_no_room(error):
+            raise
+        if "trust_remote_code=True" in str(error):
+            raise UsageError(
+                f"model.name = {name!r} brings code of its own, which sagelr does not run. Convert "
+                "it to a model that is part of transformers and save that with save_pretrained, "
+                "or use another model."
+            ) from None
         if folder is not None:
             raise UsageError(
                 f"model.name = {name!r}: no {what} loads from this folder. {_line(error)} Save "
-                "the model, and its tokenizer or image processor, there with save_pretrained."
+                "the model, and its tokenizer or image processor, there with save_pretrained; if "
+                "a newer transformers saved them, install that one here."
             ) from None
         raise UsageError(
             f"model.name = {name!r} is no folder here, and the hub gives no {what} of that name. "
@@ -384,13 +395,15 @@ def misfit(info: Mapping[str, Any], counts: Callable[[str], bool] = lambda key: 
 
 
 def _reason(error: BaseException) -> str:
-    if not reachable():
+    # Others are of what was found, and could not be read.
+    if not reachable() and isinstance(error, OSError | ValueError):
         return "The hub cannot be reached from here, and its cache on this machine has no copy."
     return _line(error)
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error, as a sentence."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    first = " ".join((lines or [type(error).__name__])[0].split())
+    """The first line of an error, and what it announces, as a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
+    first = " ".join(" ".join(lines[: 2 if lines[0].endswith(":") else 1]).split())
     return first.rstrip(".:") + "."

@@ -22,6 +22,7 @@ from sagelr.tasks.splits import arrange
 from sagelr.tasks.vision import sources, vit
 from sagelr.tasks.vision.augment import resize
 from sagelr.tasks.vision.decoded import common_side, decoded, first_alike
+from sagelr.tasks.vision.layout import LAYOUT
 from sagelr.tasks.vision.rows import Augmentation, Fresh, Images, Kept
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ImageClassification(Task):
         if data.data is None:
             raise UsageError(
                 "No data: say which images to learn from, with --set task.data=DIR, a folder (or a "
-                f"tar) with {sources.LAYOUT}, or the name of a data set of the hub."
+                f"tar) with {LAYOUT}, or the name of a data set of the hub."
             )
         self._data, self._model = data, model
         self._pretrained = None

@@ -12,17 +12,22 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import torch
 
 from sagelr.errors import SagelrError, UsageError
+from sagelr.recipe import as_now
 from sagelr.schema import Recipe, changes, first_of, flat
+from sagelr.tasks import hub
 from sagelr.training.run import Run
 
 SEAL = "sagelr.pt"
 WEIGHTS = "weights"  # -STEP: a folder with the model as it was at that step, to look at
+SEALED = {"identity", "losses", "record", "kept", "spent"}  # what a training goes on from
+IDENTITY = {"recipe", "run", "data"}
+FILES = ("optimizer.pt", "model.safetensors", "model-*-of-*.safetensors")  # of a model
 # What a training may be resumed with otherwise than it was begun. It changes nothing of the
 # training, or no more than the last bits of its numbers.
 FREE = {
@@ -50,23 +55,55 @@ def seal(checkpoint: Path, content: Mapping[str, Any]) -> None:
     scratch.replace(checkpoint / SEAL)
     for other in _numbered(checkpoint.parent, "checkpoint"):
         if other != checkpoint:
-            shutil.rmtree(other)
+            _drop(other)
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """What `seal` wrote."""
-    return torch.load(checkpoint / SEAL, weights_only=True)
+    """What `seal` wrote.
+
+    Raises:
+        SagelrError: the file is damaged, or another program's.
+    """
+    file = checkpoint / SEAL
+    try:
+        content = torch.load(file, weights_only=True)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, *hub.DAMAGE):
+        content = None  # torch would advise to load it without its guard
+    if not _is_whole(content):
+        raise SagelrError(
+            f"{file} is damaged or not sagelr's, so that the training cannot go on from it. Bring "
+            "the file back, or begin afresh with --overwrite."
+        )
+    return content
+
+
+def _is_whole(content: Any) -> TypeGuard[dict[str, Any]]:
+    if not (isinstance(content, dict) and content.keys() >= SEALED):
+        return False
+    whose = content["identity"]
+    return (
+        isinstance(whose, dict)
+        and whose.keys() >= IDENTITY
+        and all(isinstance(whose[part], dict) for part in ("recipe", "run"))
+    )
 
 
 def remove(folder: Path) -> None:
     """Remove every checkpoint in a folder."""
     for checkpoint in _numbered(folder, "checkpoint"):
-        shutil.rmtree(checkpoint)
+        _drop(checkpoint)
 
 
 def folders(folder: Path) -> list[Path]:
     """What was kept of checkpoints in a folder, and every checkpoint."""
     return [*_numbered(folder, WEIGHTS), *_numbered(folder, "checkpoint")]
+
+
+def foreign(folder: Path) -> list[Path]:
+    """What `clear` would remove, where nothing says that a training of ours wrote it."""
+    if (folder / "run.json").exists() or last(folder) is not None:
+        return []
+    return sorted(_outcome(folder))
 
 
 def clear(folder: Path) -> None:
@@ -78,11 +115,22 @@ def clear(folder: Path) -> None:
     (folder / "run.json").unlink(missing_ok=True)  # first: what is left is no run
     for file in predictions:
         file.unlink(missing_ok=True)
-    for pattern in ("optimizer.pt", "model.safetensors", "model-*-of-*.safetensors"):
-        for file in folder.glob(pattern):
-            file.unlink()
-    for each in folders(folder):
-        shutil.rmtree(each)
+    for each in _outcome(folder):
+        _drop(each)
+
+
+def _outcome(folder: Path) -> list[Path]:
+    """Weights, state and checkpoints."""
+    files = [file for pattern in FILES for file in folder.glob(pattern)]
+    return [*files, *folders(folder)]
+
+
+def _drop(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _predictions(folder: Path) -> list[Path]:
@@ -135,6 +183,7 @@ def check(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
     Raises:
         UsageError: naming what differs.
     """
+    then = _as_now(then)
     stops = then["recipe"]["train"]["early_stopping"] or now["recipe"]["train"]["early_stopping"]
     bound = {"study.select_by"} if stops else set()  # the best so far is in its unit
     before, after = (
@@ -153,6 +202,14 @@ def check(checkpoint: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
             f"{checkpoint} is of another training: {first_of(differing)}. Resume it with what it "
             "was begun with, or begin afresh in another --out."
         )
+
+
+def _as_now(whose: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of what recipes and arms have had since."""
+    recipe = as_now(whose["recipe"])
+    arm = (recipe.get("arms") or {}).get(whose["run"].get("arm")) or {}
+    since = {f"arm.{key}": value for key, value in arm.items() if key != "grid"}
+    return {**whose, "recipe": recipe, "run": since | whose["run"]}
 
 
 def _is_free(key: str) -> bool:

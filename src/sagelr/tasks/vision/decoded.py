@@ -17,14 +17,15 @@ from torch import Tensor
 
 from sagelr.cache import kept
 from sagelr.errors import UsageError
-from sagelr.tasks.vision.sources import Entry, Source
+from sagelr.tasks.vision.layout import Entry
+from sagelr.tasks.vision.sources import Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # What Pillow may take an image for, whatever its ending says; it has Ghostscript run PostScript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-VERSION = 3  # of which images are decoded, and how: another one makes new arrays
+VERSION = 4  # of which images are decoded, and how: another one makes new arrays
 
 
 def open_image(file: bytes, entry: Entry) -> Image:

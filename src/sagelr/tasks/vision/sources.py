@@ -9,32 +9,23 @@ import os
 import tarfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sagelr.cache import kept
 from sagelr.errors import UsageError
 from sagelr.tasks import hub
 from sagelr.tasks.splits import ROLES
+from sagelr.tasks.vision.layout import Entry, arrange, check, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 DAMAGE = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError)
-VERSION = 2  # of how a tar is listed: another one makes new lists
-LAYOUT = "train/CLASS/IMAGE (and test/CLASS/IMAGE, val/CLASS/IMAGE), or CLASS/IMAGE"
-
-
-class Entry(NamedTuple):
-    """One labelled image: its split by role, its class, and how messages name it."""
-
-    role: str
-    label: str
-    name: str
+VERSION = 3  # of how a tar is listed: another one makes new lists
 
 
 class Source(ABC):
@@ -86,7 +77,7 @@ class Folder(Source):
     """Images in folders by class."""
 
     def __init__(self, folder: Path) -> None:
-        self.name, self.loader = folder.name, f"local folder: {folder}"
+        self.name, self.loader = shown(folder.resolve().name), f"local folder: {folder}"
         self.root = f"{folder}, "
         paths = sorted(_files(folder))
         names = [path.relative_to(folder).as_posix() for path in paths]
@@ -120,7 +111,8 @@ class Tar(Source):
     """Images in a tar, packed or not, read from end to end.
 
     Members are read in memory, and their names are only ever compared. A name that leads out of
-    the tar would lead nowhere; a tar with such a one is refused all the same.
+    the tar would lead nowhere; a tar with such a one is refused all the same. Files that hard
+    links lead to are kept in memory until the end: going back in a packed one takes long.
     """
 
     def __init__(self, path: Path) -> None:
@@ -129,19 +121,23 @@ class Tar(Source):
 
         def make(index: Path) -> None:
             with self._open() as tar:
-                names = [member.name for member in self._members(tar)]
+                members = list(self._members(tar))
+            names = [member.name for member in members]
             for name in names:
                 if name.startswith("/") or ".." in PurePosixPath(name).parts:
                     raise UsageError(
                         f"{path} holds {name!r}, which leads out of it. Pack it anew, with names "
                         "below one folder."
                     )
-            index.write_text(json.dumps(names), encoding="utf-8")
+            linked = sorted({member.linkname for member in members if member.islnk()})
+            found = json.dumps({"names": names, "linked": linked})
+            index.write_text(found, encoding="utf-8")
 
         # A packed one takes seconds to list.
         index = kept(f"tar-{self.digest[:20]}-{VERSION}.json", make)
-        names = json.loads(index.read_text(encoding="utf-8"))
-        self._places, self.entries, self.left_out = arrange(names, str(path))
+        found = json.loads(index.read_text(encoding="utf-8"))
+        self._linked = set(found["linked"])
+        self._places, self.entries, self.left_out = arrange(found["names"], str(path))
         self.classes = sorted({entry.label for entry in self.entries})
 
     def _open(self) -> tarfile.TarFile:
@@ -151,9 +147,13 @@ class Tar(Source):
             raise UsageError(f"{self._path} cannot be read as a tar: {error}.") from None
 
     def _members(self, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        """Its files in their order; links and devices are none."""
+        """Its files in their order; a hard link is one again, other links and devices are none."""
+        names: set[str] = set()
         try:
-            yield from (member for member in tar if member.isfile())
+            for member in tar:
+                if member.isfile() or (member.islnk() and member.linkname in names):
+                    names.add(member.name)
+                    yield member
             # A header that is none ends the list like the block of zeros behind the last file.
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
@@ -173,12 +173,21 @@ class Tar(Source):
     def encoded(self) -> Iterator[bytes]:
         """The file of every image."""
         wanted = set(self._places)
+        linked: dict[str, bytes] = {}
         with self._open() as tar:
             for place, member in enumerate(self._members(tar)):
-                if place in wanted:
+                if place not in wanted and member.name not in self._linked:
+                    continue
+                if member.islnk():
+                    content = linked[member.linkname]
+                else:
                     file = tar.extractfile(member)
                     assert file is not None  # a file is one
-                    yield file.read()
+                    content = file.read()
+                if member.name in self._linked:
+                    linked[member.name] = content
+                if place in wanted:
+                    yield content
 
     def read(self, place: int) -> bytes:
         """Impossible without unpacking all before it."""
@@ -220,7 +229,7 @@ class Hub(Source):
                 for row, number in enumerate(numbers)
             ]
             splits.append(rows.select_columns([pixels]).rename_column(pixels, "image"))
-        _check(self.entries, name)
+        check(self.entries, name)
         self._rows = concatenate_datasets(splits).cast_column("image", Image(decode=False))
 
     def encoded(self) -> Iterator[bytes]:
@@ -281,91 +290,3 @@ def open_source(
     if path.is_absolute() or data.startswith(".") or data.lower().endswith(TARS):
         raise UsageError(f"{path}: no such file or folder.")
     return Hub(data, configuration, image, label)
-
-
-def arrange(names: Sequence[str], where: str) -> tuple[list[int], list[Entry], list[str]]:
-    """Which of the files are labelled images, by their paths.
-
-    Args:
-        names: paths below the source's root, with `/`.
-        where: the source, for messages.
-
-    Returns:
-        Places in `names`; an entry for each; what was left out.
-
-    Raises:
-        UsageError: the paths are not in a layout that is known.
-
-    Examples:
-        >>> arrange(["c/train/cat/1.png", "c/train/dog/2.png", "c/read.me"], "c.tar")[1][1]
-        Entry(role='train', label='dog', name='c.tar, c/train/dog/2.png')
-    """
-    parts = {
-        k: PurePosixPath(name).parts
-        for k, name in enumerate(names)
-        if name.lower().endswith(IMAGES)
-    }
-    found = len(parts)
-    parts = {k: part for k, part in parts.items() if not any(map(_is_hidden, part))}
-    hidden = found - len(parts)
-    # One folder around all the rest is not a class.
-    while len({part[0] for part in parts.values()}) == 1 and all(
-        len(part) > 2 and part[0].lower() not in ROLES for part in parts.values()
-    ):
-        parts = {k: part[1:] for k, part in parts.items()}
-    split = any(ROLES.get(part[0].lower()) == "train" for part in parts.values())
-    places: list[int] = []
-    entries: list[Entry] = []
-    unknown = 0
-    for k, part in parts.items():
-        role = ROLES.get(part[0].lower()) if split else "train"
-        label = part[1:] if split else part
-        if role is None or len(label) < 2:
-            unknown += 1
-            continue
-        places.append(k)
-        entries.append(Entry(role, label[0], f"{where}, {names[k]}"))
-    left_out = []
-    without = sorted(
-        {PurePosixPath(name).parent for name in names}
-        - {parent for k in parts for parent in PurePosixPath(names[k]).parents}
-    )
-    empty = [str(folder) for folder in without if not any(map(_is_hidden, folder.parts))]
-    if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        left_out.append(
-            f"Folders of {where} without an image: {', '.join(empty[:5])}{more}. Endings that are "
-            f"looked for: {', '.join(IMAGES)}."
-        )
-    if hidden:
-        left_out.append(f"Hidden images of {where}, and macOS's of its own, not used: {hidden:,}.")
-    if unknown:
-        left_out.append(f"Images of {where} in no folder of a class, not used: {unknown:,}.")
-    _check(entries, where)
-    return places, entries, left_out
-
-
-def _is_hidden(part: str) -> bool:
-    """Whether a file or folder is some program's own: thumbnails, checkpoints, macOS's notes."""
-    return part.startswith(".") or part == "__MACOSX"
-
-
-def _check(entries: Sequence[Entry], where: str) -> None:
-    """Two classes or more to learn, and no others later.
-
-    Raises:
-        UsageError: it is otherwise.
-    """
-    classes = {entry.label for entry in entries if entry.role == "train"}
-    if len(classes) < 2:
-        found = f"one class alone, {next(iter(classes))!r}" if classes else "no training images"
-        raise UsageError(
-            f"{where} has {found}. Images are looked for as {LAYOUT}, with endings "
-            f"{', '.join(IMAGES)}."
-        )
-    for entry in entries:
-        if entry.label not in classes:
-            raise UsageError(
-                f"{entry.name}: no training image is of the class {entry.label!r}. The classes: "
-                f"{', '.join(sorted(classes)[:10])}."
-            )

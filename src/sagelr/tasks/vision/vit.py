@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +74,6 @@ def look_up(name: str) -> Pretrained:
         UsageError: it does not load.
     """
     from transformers import AutoConfig
-    from transformers.image_processing_base import ImageProcessingMixin
 
     config = hub.load("configuration", name, AutoConfig.from_pretrained)
     size = getattr(config, "image_size", None)
@@ -81,13 +82,62 @@ def look_up(name: str) -> Pretrained:
             f"model.name = {name!r}: a {config.model_type} model says no size of square images "
             "(image_size). Use a vision transformer."
         )
+    found = _processor(name)
+    if found is None:
+        return Pretrained(name, size, PLAIN.mean, PLAIN.deviation, False, config)
+    if found.get("do_normalize") is False:
+        return Pretrained(name, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), True, config)
+    mean, deviation = (_colours(name, found, key) for key in ("image_mean", "image_std"))
+    return Pretrained(name, size, mean, deviation, True, config)
+
+
+def _processor(name: str) -> dict[str, Any] | None:
+    """What a checkpoint says of its image processor; None if it says nothing.
+
+    Raises:
+        UsageError: what it says cannot be read.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
     try:
         with hub.quiet():
             found, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:
-        return Pretrained(name, size, PLAIN.mean, PLAIN.deviation, False, config)
-    mean, deviation = (tuple(found.get(key, PLAIN.mean)) for key in ("image_mean", "image_std"))
-    return Pretrained(name, size, mean, deviation, True, config)
+    except Exception as error:  # one of reading has a number, or comes from JSON
+        missing = isinstance(error, OSError) and error.errno is None
+        if missing and not isinstance(error.__context__, json.JSONDecodeError):
+            return None
+        raise UsageError(_unread(name, " ".join(str(error).split()).rstrip("."))) from None
+    if not isinstance(found, dict):
+        raise UsageError(_unread(name, "It holds no names with values"))
+    return found
+
+
+def _unread(name: str, reason: str) -> str:
+    return (
+        f"model.name = {name!r}: preprocessor_config.json, which says how colours are scaled, "
+        f"cannot be read. {reason}. Bring it back, or save the image processor there with "
+        "save_pretrained."
+    )
+
+
+def _colours(name: str, processor: dict[str, Any], key: str) -> Colours:
+    """One number for each of the three colours; one alone is for all."""
+    given: Any = processor.get(key)
+    found: list[Any] = given if isinstance(given, list) else [given]
+    if len(found) in (1, 3) and all(_is_number(value) for value in found):
+        red, green, blue = (found * 3)[:3]
+        if key != "image_std" or min(found) > 0:
+            return float(red), float(green), float(blue)
+    said = json.dumps(given) if key in processor else "missing"
+    wanted = "numbers above 0" if key == "image_std" else "numbers"
+    raise UsageError(
+        f"model.name = {name!r}: {key} in preprocessor_config.json is {said}. Write there the "
+        f"three {wanted} that the model was trained with, one for each colour."
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def from_scratch(
