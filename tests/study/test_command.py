@@ -148,7 +148,7 @@ def test_an_arm_whose_report_runs_diverge_is_told(compare, pretend, tmp_path):
         (["--arms", " , "], 2, "study.arms"),
         (["--arms", "adamw"], 2, "nothing to compare among the arms adamw"),
         (["--arms", "sage-adamw"], 2, "nothing to compare among the arms sage-adamw"),
-        (["--set", 'study.arms=["sage-adamw"]'], 2, "nothing to compare among the arms sage-"),
+        (["--set", 'study.arms=["sage-adamw"]'], 2, "sage-adamw is compared with adamw"),
         (["--arms", "adamw", "--set", "study.arms=[]"], 2, "--arms and --set study.arms"),
         (["--seeds", "4", "--set", "study.report_seeds=5"], 2, "--seeds and --set study.report_se"),
         (["--set", "train.epoch=5"], 2, "train.epochs"),

@@ -101,12 +101,12 @@ def compare(
         overrides["study.report_seeds"] = seeds
     names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
     checked = load(recipe, overrides, arms=names, quick=quick)
-    _check_bases(checked)
-    if not checked.chosen_pairs():
+    if names is not None and not checked.chosen_pairs():
         raise UsageError(
             f"There is nothing to compare among the arms {', '.join(checked.study.arms)}: it takes "
             "an arm and the base that it names. Give both with --arms."
         )
+    _check_bases(checked)
     name = checked.name + ("-quick" if quick else "")
     folder = out or Path("runs") / name
     check_folder(folder)
@@ -276,7 +276,7 @@ def _check_bases(recipe: Recipe) -> None:
     """See that no arm would be tuned and reported with nothing to hold it against."""
     chosen = recipe.chosen_arms()
     for name, arm in chosen.items():
-        if len(chosen) > 1 and arm.base and arm.base not in chosen:
+        if arm.base and arm.base not in chosen:
             raise UsageError(
                 f"The arm {name} is compared with {arm.base}, which is not among the arms "
                 f"{', '.join(chosen)}. Give it too with --arms, or leave {name} out."
